@@ -1,0 +1,136 @@
+#include "memory/guest_memory.h"
+
+#include <sys/mman.h>
+#include <sys/stat.h>
+
+#include <cstring>
+
+#include "base/checked.h"
+#include "base/status.h"
+
+namespace catnap::memory {
+namespace {
+
+constexpr uint64_t kPageSize = 4096;
+// The range starts on a huge-page boundary so that the kernel may back it with
+// huge pages.
+constexpr uint64_t kHugePageSize = 2 << 20;
+
+absl::Status CheckRegions(const std::vector<Region>& regions) {
+  if (regions.empty()) return absl::InvalidArgumentError("no memory regions");
+  uint64_t offset = 0;
+  uint64_t end = 0;  // Of the region before, in the guest's addresses.
+  for (const Region& region : regions) {
+    const auto next = base::CheckedAdd(region.start.value, region.size);
+    if (region.size == 0 || !next.has_value() ||
+        !base::IsAligned(region.size, kPageSize) ||
+        !base::IsAligned(region.start.value, kPageSize) ||
+        region.start.value < end || region.offset != offset) {
+      return Error(absl::StatusCode::kInvalidArgument,
+                   "memory region at gpa {:#x} of {} bytes, offset {:#x}: "
+                   "regions must be sorted, disjoint, 4 KiB aligned and packed",
+                   region.start.value, region.size, region.offset);
+    }
+    end = *next;
+    const auto total = base::CheckedAdd(offset, region.size);
+    if (!total.has_value()) {
+      return absl::InvalidArgumentError("memory regions exceed 2^64 bytes");
+    }
+    offset = *total;
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<GuestMemory>> GuestMemory::Reserve(
+    std::vector<Region> regions) {
+  CATNAP_RETURN_IF_ERROR(CheckRegions(regions));
+  const uint64_t size = regions.back().offset + regions.back().size;
+  CATNAP_ASSIGN_OR_RETURN(base::Mapping mapping,
+                          base::Mapping::Reserve(size, kHugePageSize));
+  // new: the constructor is private.
+  return std::unique_ptr<GuestMemory>(
+      new GuestMemory(std::move(regions), std::move(mapping)));
+}
+
+absl::Status GuestMemory::Advise() {
+  // A fork of the host program must not copy guest page tables, and a core
+  // dump must not hold guest memory.
+  for (const int advice : {MADV_DONTFORK, MADV_DONTDUMP}) {
+    if (::madvise(mapping_.data(), mapping_.size(), advice) != 0) {
+      return ErrnoError(errno, "madvise {} over guest memory", advice);
+    }
+  }
+  mapped_ = true;
+  return absl::OkStatus();
+}
+
+absl::Status GuestMemory::MapAnonymous() {
+  void* data =
+      ::mmap(mapping_.data(), mapping_.size(), PROT_READ | PROT_WRITE,
+             MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
+  if (data == MAP_FAILED) {
+    return ErrnoError(errno, "map {} bytes of guest memory", size());
+  }
+  return Advise();
+}
+
+absl::Status GuestMemory::MapPrivate(int memfd) {
+  struct stat info {};
+  if (::fstat(memfd, &info) != 0) {
+    return ErrnoError(errno, "fstat of guest memory file {}", memfd);
+  }
+  if (static_cast<uint64_t>(info.st_size) < size()) {
+    return Error(absl::StatusCode::kInvalidArgument,
+                 "guest memory file is {} bytes, must be at least {}",
+                 info.st_size, size());
+  }
+  void* data = ::mmap(mapping_.data(), mapping_.size(), PROT_READ | PROT_WRITE,
+                      MAP_PRIVATE | MAP_NORESERVE | MAP_FIXED, memfd, 0);
+  if (data == MAP_FAILED) {
+    return ErrnoError(errno, "map {} bytes of guest memory file", size());
+  }
+  return Advise();
+}
+
+absl::StatusOr<std::span<uint8_t>> GuestMemory::Slice(Gpa gpa,
+                                                      uint64_t length) const {
+  if (!mapped_) {
+    return absl::FailedPreconditionError("guest memory is not mapped yet");
+  }
+  for (const Region& region : regions_) {
+    if (gpa < region.start) break;
+    const uint64_t start = gpa.value - region.start.value;
+    if (base::InRange(start, length, region.size)) {
+      return std::span<uint8_t>(mapping_.data() + region.offset + start,
+                                length);
+    }
+  }
+  return Error(absl::StatusCode::kOutOfRange,
+               "{} bytes at gpa {:#x} are not in guest memory", length,
+               gpa.value);
+}
+
+absl::Status GuestMemory::Read(Gpa gpa, std::span<uint8_t> into) const {
+  CATNAP_ASSIGN_OR_RETURN(const auto bytes, Slice(gpa, into.size()));
+  if (!into.empty()) std::memcpy(into.data(), bytes.data(), into.size());
+  return absl::OkStatus();
+}
+
+absl::Status GuestMemory::Write(Gpa gpa, std::span<const uint8_t> from) {
+  CATNAP_ASSIGN_OR_RETURN(const auto bytes, Slice(gpa, from.size()));
+  if (!from.empty()) std::memcpy(bytes.data(), from.data(), from.size());
+  return absl::OkStatus();
+}
+
+absl::StatusOr<uint8_t*> GuestMemory::Scalar(Gpa gpa, uint64_t size) const {
+  if (!base::IsAligned(gpa.value, size)) {
+    return Error(absl::StatusCode::kInvalidArgument,
+                 "gpa {:#x} is not aligned to {} bytes", gpa.value, size);
+  }
+  CATNAP_ASSIGN_OR_RETURN(const auto bytes, Slice(gpa, size));
+  return bytes.data();
+}
+
+}  // namespace catnap::memory

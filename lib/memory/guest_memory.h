@@ -1,0 +1,103 @@
+#ifndef CATNAP_LIB_MEMORY_GUEST_MEMORY_H_
+#define CATNAP_LIB_MEMORY_GUEST_MEMORY_H_
+
+#include <atomic>
+#include <concepts>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "base/mapping.h"
+#include "memory/gpa.h"
+
+namespace catnap::memory {
+
+// A run of guest RAM: [start, start + size) in the guest's address space is
+// [offset, offset + size) in the host range. All three are multiples of 4 KiB.
+struct Region {
+  Gpa start;
+  uint64_t size = 0;
+  uint64_t offset = 0;
+};
+
+// The RAM of one guest: one range of host address space, cut into regions.
+//
+// First the range is only reserved, so that memory slots can be made over it
+// before it is known what the guest will hold; then one of the Map calls puts
+// memory there. Every mapping is MADV_DONTFORK and MADV_DONTDUMP.
+//
+// Thread safety: the accessors may be called from any thread, and the guest
+// may write at the same time: copy out, check the copy, use the copy. The Map
+// calls must not overlap with anything.
+class GuestMemory {
+ public:
+  // Reserves address space for `regions`, which must be sorted, disjoint,
+  // page-aligned, not empty and packed (each offset is the sum of the sizes
+  // before it). Costs no memory.
+  // Errors: INVALID_ARGUMENT (regions), RESOURCE_EXHAUSTED (address space).
+  static absl::StatusOr<std::unique_ptr<GuestMemory>> Reserve(
+      std::vector<Region> regions);
+
+  // Puts zeroed private memory over the whole range.
+  absl::Status MapAnonymous();
+
+  // Puts a private copy-on-write view of [0, size()) of `memfd` over the whole
+  // range; the descriptor may be closed afterwards. The file must be at least
+  // size() bytes and must never shrink (seal it), or a guest access ends in
+  // KVM_EXIT with EFAULT and a host access in SIGBUS.
+  // Errors: INVALID_ARGUMENT (file too short), RESOURCE_EXHAUSTED.
+  absl::Status MapPrivate(int memfd);
+
+  const std::vector<Region>& regions() const { return regions_; }
+  // Bytes of RAM over all regions.
+  uint64_t size() const { return mapping_.size(); }
+  // The start of the host range; what memory slots are made over.
+  uint8_t* host_base() const { return mapping_.data(); }
+  bool mapped() const { return mapped_; }
+
+  // The host bytes of [gpa, gpa + length), the one place where guest addresses
+  // are checked. The range must lie in one region.
+  // Errors: OUT_OF_RANGE (not RAM), FAILED_PRECONDITION (nothing mapped yet).
+  absl::StatusOr<std::span<uint8_t>> Slice(Gpa gpa, uint64_t length) const;
+
+  absl::Status Read(Gpa gpa, std::span<uint8_t> into) const;
+  absl::Status Write(Gpa gpa, std::span<const uint8_t> from);
+
+  // One atomic access to a naturally aligned scalar that the guest shares.
+  // Errors: OUT_OF_RANGE, INVALID_ARGUMENT (not aligned).
+  template <std::unsigned_integral T>
+  absl::StatusOr<T> Load(Gpa gpa) const {
+    auto bytes = Scalar(gpa, sizeof(T));
+    if (!bytes.ok()) return bytes.status();
+    // acquire: pairs with the guest's release of what the scalar guards.
+    return std::atomic_ref<T>(*reinterpret_cast<T*>(*bytes))
+        .load(std::memory_order_acquire);
+  }
+  template <std::unsigned_integral T>
+  absl::Status Store(Gpa gpa, T value) {
+    auto bytes = Scalar(gpa, sizeof(T));
+    if (!bytes.ok()) return bytes.status();
+    // release: what we wrote before is seen by a guest that sees `value`.
+    std::atomic_ref<T>(*reinterpret_cast<T*>(*bytes))
+        .store(value, std::memory_order_release);
+    return absl::OkStatus();
+  }
+
+ private:
+  GuestMemory(std::vector<Region> regions, base::Mapping mapping)
+      : regions_(std::move(regions)), mapping_(std::move(mapping)) {}
+  absl::StatusOr<uint8_t*> Scalar(Gpa gpa, uint64_t size) const;
+  // Applies what every guest mapping needs, after each MAP_FIXED.
+  absl::Status Advise();
+
+  const std::vector<Region> regions_;
+  const base::Mapping mapping_;
+  bool mapped_ = false;
+};
+
+}  // namespace catnap::memory
+
+#endif  // CATNAP_LIB_MEMORY_GUEST_MEMORY_H_
