@@ -2,9 +2,11 @@
 
 #include <sys/ioctl.h>
 
+#include <algorithm>
 #include <array>
 #include <cstring>
 
+#include "base/checked.h"
 #include "base/status.h"
 #include "kvm/fam.h"
 
@@ -17,9 +19,97 @@ absl::StatusOr<VcpuFd> VcpuFd::Adopt(base::UniqueFd fd, const System& system) {
   return VcpuFd(std::move(fd), std::move(run), system.has_sync_regs());
 }
 
-int VcpuFd::Run(bool immediate) {
+VcpuExit VcpuFd::Run(bool immediate) {
   run().immediate_exit = immediate ? 1 : 0;
-  return ::ioctl(fd_.get(), KVM_RUN, 0) == 0 ? 0 : errno;
+  if (::ioctl(fd_.get(), KVM_RUN, 0) == 0) return DecodeExit();
+  const int error = errno;
+  VcpuExit exit;
+  switch (error) {
+    case EINTR:
+      exit.kind = ExitKind::kInterrupted;
+      return exit;
+    case EAGAIN:  // A processor that waited for SIPI was woken.
+      exit.kind = ExitKind::kNothing;
+      return exit;
+    case EFAULT:
+    case EHWPOISON:
+      exit.kind = ExitKind::kMemoryFault;
+      exit.detail = fmt::format("the host could not provide guest memory: {}",
+                                ErrnoText(error));
+      return exit;
+    default:
+      exit.kind = ExitKind::kHostError;
+      exit.detail = fmt::format("KVM_RUN: {}", ErrnoText(error));
+      return exit;
+  }
+}
+
+VcpuExit VcpuFd::DecodePort() {
+  const auto& io = run().io;
+  VcpuExit exit;
+  // The kernel fills these; the check keeps a bug there from reaching memory.
+  const uint64_t bytes = uint64_t{io.size} * io.count;
+  if (io.size == 0 ||
+      !base::InRange<uint64_t>(io.data_offset, bytes, run_.size())) {
+    exit.kind = ExitKind::kHostError;
+    exit.detail =
+        fmt::format("KVM_EXIT_IO of {} x {} bytes at {:#x}", uint32_t{io.count},
+                    uint32_t{io.size}, uint64_t{io.data_offset});
+    return exit;
+  }
+  exit.kind = ExitKind::kPort;
+  exit.write = io.direction == KVM_EXIT_IO_OUT;
+  exit.address = io.port;
+  exit.access_bytes = io.size;
+  exit.data = {run_.data() + io.data_offset, static_cast<size_t>(bytes)};
+  return exit;
+}
+
+VcpuExit VcpuFd::DecodeExit() {
+  VcpuExit exit;
+  switch (run().exit_reason) {
+    case KVM_EXIT_IO:
+      return DecodePort();
+    case KVM_EXIT_MMIO:
+      exit.kind = ExitKind::kMmio;
+      exit.write = run().mmio.is_write != 0;
+      exit.address = run().mmio.phys_addr;
+      exit.access_bytes = std::min<uint32_t>(run().mmio.len, 8);
+      exit.data = {run().mmio.data, exit.access_bytes};
+      return exit;
+    case KVM_EXIT_INTR:
+    case KVM_EXIT_IRQ_WINDOW_OPEN:
+    case KVM_EXIT_SET_TPR:
+      return exit;
+    case KVM_EXIT_SHUTDOWN:
+      exit.kind = ExitKind::kShutdown;
+      exit.detail = "triple fault";
+      return exit;
+    case KVM_EXIT_SYSTEM_EVENT:
+      exit.kind = ExitKind::kShutdown;
+      exit.detail =
+          fmt::format("KVM system event {}", uint32_t{run().system_event.type});
+      return exit;
+    case KVM_EXIT_FAIL_ENTRY:
+      exit.kind = ExitKind::kEntryFailed;
+      exit.detail = fmt::format(
+          "the CPU refused to enter the guest, hardware reason {:#x}",
+          uint64_t{run().fail_entry.hardware_entry_failure_reason});
+      return exit;
+    case KVM_EXIT_INTERNAL_ERROR:
+      exit.kind = ExitKind::kInternalError;
+      exit.detail = fmt::format(
+          "KVM internal error {}{}", uint32_t{run().internal.suberror},
+          run().internal.suberror == KVM_INTERNAL_ERROR_EMULATION
+              ? " (an instruction could not be emulated)"
+              : "");
+      return exit;
+    default:
+      exit.kind = ExitKind::kHostError;
+      exit.detail =
+          fmt::format("unexpected KVM exit {}", uint32_t{run().exit_reason});
+      return exit;
+  }
 }
 
 absl::Status VcpuFd::SetRegisters(const kvm_regs& regs,

@@ -11,6 +11,7 @@
 #include "base/mapping.h"
 #include "base/unique_fd.h"
 #include "kvm/system.h"
+#include "kvm/vcpu_exit.h"
 
 namespace catnap::kvm {
 
@@ -24,16 +25,11 @@ class VcpuFd {
 
   int fd() const { return fd_.get(); }
 
-  // What the last Run() left; valid until the next one.
-  kvm_run& run() { return *reinterpret_cast<kvm_run*>(run_.data()); }
-  // The whole run page, for offsets that the kernel gives into it.
-  uint8_t* run_page() { return run_.data(); }
-  size_t run_page_bytes() const { return run_.size(); }
-
-  // KVM_RUN. Returns 0 with an exit in run(), or the errno value; EINTR when
-  // kicked. `immediate` only completes a pending port or MMIO access and comes
-  // back with EINTR without running guest code.
-  int Run(bool immediate = false);
+  // KVM_RUN: runs guest code until something is for the VMM to do. With
+  // `immediate`, only completes a port or MMIO access that the last exit left
+  // pending and comes back with kInterrupted, without running guest code.
+  // What the result points to is valid until the next Run().
+  VcpuExit Run(bool immediate = false);
 
   // Takes effect at the next Run(), not before: where the kernel can, the
   // registers travel in the run page, which saves two calls.
@@ -53,6 +49,10 @@ class VcpuFd {
  private:
   VcpuFd(base::UniqueFd fd, base::Mapping run, bool sync_regs)
       : fd_(std::move(fd)), run_(std::move(run)), sync_regs_(sync_regs) {}
+
+  kvm_run& run() { return *reinterpret_cast<kvm_run*>(run_.data()); }
+  VcpuExit DecodeExit();
+  VcpuExit DecodePort();
 
   base::UniqueFd fd_;
   base::Mapping run_;

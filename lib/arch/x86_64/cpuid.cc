@@ -129,14 +129,6 @@ constexpr uint32_t kHiddenLeaves[] = {
     0x8000'000a, 0x8000'001b, 0x8000'001d, 0x8000'001e, 0x8000'001f,
     0x8000'0020, 0x8000'0022, 0x8000'0026};
 
-const kvm_cpuid_entry2* Find(const std::vector<kvm_cpuid_entry2>& leaves,
-                             uint32_t function, uint32_t index) {
-  for (const kvm_cpuid_entry2& entry : leaves) {
-    if (entry.function == function && entry.index == index) return &entry;
-  }
-  return nullptr;
-}
-
 kvm_cpuid_entry2* Find(std::vector<kvm_cpuid_entry2>& leaves, uint32_t function,
                        uint32_t index) {
   for (kvm_cpuid_entry2& entry : leaves) {
