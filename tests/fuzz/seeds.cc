@@ -1,0 +1,88 @@
+#include <cstdint>
+#include <cstdio>
+#include <filesystem>
+#include <fstream>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "base/byte_order.h"
+
+// Writes the seeds of the fuzz corpora. Deterministic: the same code writes
+// the same bytes, so a changed seed is a changed format.
+
+namespace catnap::fuzz {
+namespace {
+
+using Bytes = std::vector<uint8_t>;
+
+struct Seed {
+  std::string name;
+  Bytes bytes;
+};
+
+template <typename T>
+void Put(Bytes* to, T value) {
+  to->resize(to->size() + sizeof(T));
+  base::StoreLe(&(*to)[to->size() - sizeof(T)], value);
+}
+
+// One access as guest_memory_fuzz reads it: operation, "near RAM", address.
+void PutAccess(Bytes* to, uint8_t operation, uint32_t gpa) {
+  Put(to, operation);
+  Put(to, uint8_t{1});
+  Put(to, gpa);
+}
+
+std::vector<Seed> GuestMemorySeeds() {
+  Bytes round_trip;
+  PutAccess(&round_trip, 1, 0x1ffc);  // Writes the last 4 bytes below the hole
+  Put(&round_trip, uint8_t{4});
+  Put(&round_trip, uint32_t{0x04030201});
+  PutAccess(&round_trip, 3, 0x1ffc);  // and loads them.
+  PutAccess(&round_trip, 2, 0x8000);  // Stores behind the hole
+  Put(&round_trip, uint32_t{7});
+  PutAccess(&round_trip, 0, 0x8000);  // and reads.
+  Put(&round_trip, uint16_t{8});
+  Bytes edges;
+  PutAccess(&edges, 0, 0x1fff);  // Crosses into the hole.
+  Put(&edges, uint16_t{2});
+  PutAccess(&edges, 0, 0x2000);  // Empty, at the end.
+  Put(&edges, uint16_t{0});
+  PutAccess(&edges, 3, 0x8002);  // Not aligned.
+  Bytes wrap;
+  Put(&wrap, uint16_t{0});  // Reads at the end of the address space.
+  Put(&wrap, ~uint64_t{0});
+  Put(&wrap, uint16_t{2});
+  return {{"round_trip", round_trip}, {"edges", edges}, {"wrap", wrap}};
+}
+
+bool Write(const std::filesystem::path& corpus, const std::string& target,
+           const std::vector<Seed>& seeds) {
+  std::filesystem::create_directories(corpus / target);
+  for (const Seed& seed : seeds) {
+    std::ofstream out(corpus / target / seed.name, std::ios::binary);
+    out.write(reinterpret_cast<const char*>(seed.bytes.data()),
+              static_cast<std::streamsize>(seed.bytes.size()));
+    out.flush();
+    if (!out) {
+      std::fprintf(stderr, "cannot write %s/%s\n", target.c_str(),
+                   seed.name.c_str());
+      return false;
+    }
+  }
+  return true;
+}
+
+}  // namespace
+}  // namespace catnap::fuzz
+
+int main(int argc, char** argv) {
+  if (argc != 2) {
+    std::fprintf(stderr, "usage: %s CORPUS_FOLDER\n", argv[0]);
+    return 2;
+  }
+  const bool ok = catnap::fuzz::Write(argv[1], "guest_memory_fuzz",
+                                      catnap::fuzz::GuestMemorySeeds());
+  return ok ? 0 : 1;
+}
