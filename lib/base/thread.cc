@@ -13,10 +13,6 @@ struct StartArguments {
   absl::AnyInvocable<void() &&> body;
 };
 
-// Guest-facing threads need little stack; the default of 8 MiB would count
-// against RLIMIT_AS for each vCPU.
-constexpr size_t kStackBytes = 512 << 10;
-
 void* Trampoline(void* raw) {
   const std::unique_ptr<StartArguments> arguments(
       static_cast<StartArguments*>(raw));
@@ -37,13 +33,14 @@ Thread& Thread::operator=(Thread&& other) noexcept {
 }
 
 absl::StatusOr<Thread> Thread::Start(const std::string& name,
-                                     absl::AnyInvocable<void() &&> body) {
+                                     absl::AnyInvocable<void() &&> body,
+                                     size_t stack_bytes) {
   auto arguments = std::make_unique<StartArguments>();
   arguments->name = name.substr(0, 15);
   arguments->body = std::move(body);
   pthread_attr_t attributes{};
   pthread_attr_init(&attributes);
-  pthread_attr_setstacksize(&attributes, kStackBytes);
+  pthread_attr_setstacksize(&attributes, stack_bytes);
   // The new thread inherits the mask, so it never runs with signals open.
   sigset_t all{};
   sigset_t before{};
@@ -55,14 +52,18 @@ absl::StatusOr<Thread> Thread::Start(const std::string& name,
   pthread_sigmask(SIG_SETMASK, &before, nullptr);
   pthread_attr_destroy(&attributes);
   if (error != 0) return ErrnoError(error, "start thread {}", name);
-  arguments
-      .release();  // NOLINT(bugprone-unused-return-value): now Trampoline's
+  static_cast<void>(arguments.release());  // Now Trampoline's.
   thread.running_ = true;
   return thread;
 }
 
 void Thread::Join() {
   if (running_) pthread_join(handle_, nullptr);
+  running_ = false;
+}
+
+void Thread::Detach() {
+  if (running_) pthread_detach(handle_);
   running_ = false;
 }
 

@@ -16,6 +16,9 @@ namespace catnap::base {
 // start as a status (std::thread throws).
 class Thread {
  public:
+  static constexpr size_t kLibraryStackBytes = 512 << 10;
+  static constexpr size_t kUserStackBytes = 8 << 20;
+
   Thread() = default;
   Thread(Thread&& other) noexcept
       : handle_(other.handle_),
@@ -26,12 +29,21 @@ class Thread {
   ~Thread() { Join(); }
 
   // `name` is what /proc and debuggers show: at most 15 bytes are kept.
+  // `stack_bytes` of address space count against RLIMIT_AS; library code needs
+  // little, callbacks of the user get what other threads have.
   // Errors: RESOURCE_EXHAUSTED, the system or the user has no more threads.
   static absl::StatusOr<Thread> Start(const std::string& name,
-                                      absl::AnyInvocable<void() &&> body);
+                                      absl::AnyInvocable<void() &&> body,
+                                      size_t stack_bytes = kLibraryStackBytes);
 
   // Blocks until the body returned. Idempotent.
   void Join();
+
+  // Lets the thread run on without an owner. For a thread whose own body
+  // destroys its owner and so cannot be joined; the body must touch nothing
+  // that may be gone by then.
+  void Detach();
+
   bool joinable() const { return running_; }
   // REQUIRES: joinable().
   pthread_t handle() const { return handle_; }
