@@ -4,6 +4,7 @@
 #include <fstream>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "base/byte_order.h"
@@ -20,6 +21,8 @@ struct Seed {
   std::string name;
   Bytes bytes;
 };
+
+using Corpora = std::vector<std::pair<std::string, std::vector<Seed>>>;
 
 template <typename T>
 void Put(Bytes* to, T value) {
@@ -57,6 +60,22 @@ std::vector<Seed> GuestMemorySeeds() {
   return {{"round_trip", round_trip}, {"edges", edges}, {"wrap", wrap}};
 }
 
+Seed LogText(const std::string& name, uint8_t room, std::string_view text) {
+  Bytes bytes = {room};  // log_text_fuzz adds 3.
+  bytes.insert(bytes.end(), text.begin(), text.end());
+  return {name, bytes};
+}
+
+std::vector<Seed> LogTextSeeds() {
+  return {
+      LogText("plain", 100, "[    0.000000] Linux version 6.1\r\n"),
+      LogText("escape", 100, "\x1b[1mbold\x1b[0m\ttab"),
+      LogText("utf8", 100, "\xc3\xa4 \xe2\x82\xac \xf0\x9f\x90\xb1"),
+      LogText("broken", 100, "\xc0\x80 \xed\xa0\x80 \xf4\x90\x80\x80 \xe2"),
+      LogText("cut", 5, "123\xe2\x82\xac 6789"),
+  };
+}
+
 bool Write(const std::filesystem::path& corpus, const std::string& target,
            const std::vector<Seed>& seeds) {
   std::filesystem::create_directories(corpus / target);
@@ -82,7 +101,12 @@ int main(int argc, char** argv) {
     std::fprintf(stderr, "usage: %s CORPUS_FOLDER\n", argv[0]);
     return 2;
   }
-  const bool ok = catnap::fuzz::Write(argv[1], "guest_memory_fuzz",
-                                      catnap::fuzz::GuestMemorySeeds());
-  return ok ? 0 : 1;
+  const catnap::fuzz::Corpora corpora = {
+      {"guest_memory_fuzz", catnap::fuzz::GuestMemorySeeds()},
+      {"log_text_fuzz", catnap::fuzz::LogTextSeeds()},
+  };
+  for (const auto& [target, seeds] : corpora) {
+    if (!catnap::fuzz::Write(argv[1], target, seeds)) return 1;
+  }
+  return 0;
 }
