@@ -52,6 +52,11 @@ std::optional<std::string> ExhaustedHint(int error) {
           "the user or its cgroup is at a limit (RLIMIT_NPROC is {}, or the "
           "cgroup's pids.max)",
           LimitText(RLIMIT_NPROC));
+    case EFBIG:
+      return fmt::format(
+          "a file would grow beyond the process's limit (RLIMIT_FSIZE is {} "
+          "bytes) or what its file system can hold",
+          LimitText(RLIMIT_FSIZE));
     case ENOSPC:
       return std::string("the file system is full");
     case EDQUOT:

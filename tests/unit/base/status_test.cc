@@ -36,6 +36,7 @@ TEST_CASE("ErrnoError names the limit that was hit") {
       {ENFILE, "fs.file-max"},
       {ENOMEM, "vm.max_map_count"},
       {EAGAIN, "RLIMIT_NPROC"},
+      {EFBIG, "RLIMIT_FSIZE"},
       {ENOSPC, "file system is full"},
       {EDQUOT, "quota"},
   }));
