@@ -76,6 +76,45 @@ std::vector<Seed> LogTextSeeds() {
   };
 }
 
+// One access near the ports, as serial_bus_fuzz reads it: `place` 4 to 11 is
+// the first port. Writes an odd `value`, reads for an even one.
+void PutPortAccess(Bytes* to, uint8_t place, uint8_t size_log2, uint8_t value) {
+  Put(to, uint8_t{3});
+  Put(to, place);
+  Put(to, size_log2);
+  Put(to, value);
+}
+
+std::vector<Seed> SerialBusSeeds() {
+  const uint8_t check = 2;
+  Bytes interrupts;
+  PutPortAccess(&interrupts, 6, 0, 0x01);  // FIFO on,
+  PutPortAccess(&interrupts, 5, 0, 0x0f);  // all interrupts on,
+  PutPortAccess(&interrupts, 4, 0, 'a');   // sends,
+  PutPortAccess(&interrupts, 6, 0, 0);     // reads IIR.
+  Put(&interrupts, uint8_t{0});            // 20 bytes for the first port.
+  Put(&interrupts, uint8_t{20 << 1});
+  interrupts.insert(interrupts.end(), 20, uint8_t{'x'});
+  Put(&interrupts, check);
+  PutPortAccess(&interrupts, 4, 0, 0);  // Reads one.
+  Put(&interrupts, check);
+  Bytes loopback;
+  PutPortAccess(&loopback, 16, 0, 0x1f);  // The second port, which overruns.
+  PutPortAccess(&loopback, 13, 0, 0x0d);
+  PutPortAccess(&loopback, 12, 0, 'a');
+  PutPortAccess(&loopback, 12, 0, 'c');
+  Put(&loopback, check);
+  Bytes wide;
+  PutPortAccess(&wide, 8, 2, 0);     // Four bytes up to the boundary,
+  PutPortAccess(&wide, 9, 2, 0);     // across it,
+  PutPortAccess(&wide, 2, 2, 0xff);  // into the first port,
+  Put(&wide, uint8_t{1});            // and 16 bytes over both.
+  Put(&wide, uint64_t{0x3f8});
+  Put(&wide, uint8_t{16});
+  Put(&wide, uint8_t{0xff});
+  return {{"interrupts", interrupts}, {"loopback", loopback}, {"wide", wide}};
+}
+
 bool Write(const std::filesystem::path& corpus, const std::string& target,
            const std::vector<Seed>& seeds) {
   std::filesystem::create_directories(corpus / target);
@@ -104,6 +143,7 @@ int main(int argc, char** argv) {
   const catnap::fuzz::Corpora corpora = {
       {"guest_memory_fuzz", catnap::fuzz::GuestMemorySeeds()},
       {"log_text_fuzz", catnap::fuzz::LogTextSeeds()},
+      {"serial_bus_fuzz", catnap::fuzz::SerialBusSeeds()},
   };
   for (const auto& [target, seeds] : corpora) {
     if (!catnap::fuzz::Write(argv[1], target, seeds)) return 1;
