@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "base/byte_order.h"
+#include "support/kernel_images.h"
 
 // Writes the seeds of the fuzz corpora. Deterministic: the same code writes
 // the same bytes, so a changed seed is a changed format.
@@ -115,6 +116,64 @@ std::vector<Seed> SerialBusSeeds() {
   return {{"interrupts", interrupts}, {"loopback", loopback}, {"wide", wide}};
 }
 
+// A device as acpi_fuzz reads it: "near what is right", page, interrupt.
+void PutDevice(Bytes* to, uint8_t page, uint8_t line) {
+  Put(to, uint8_t{1});
+  Put(to, page);
+  Put(to, line);
+}
+
+std::vector<Seed> AcpiSeeds() {
+  Bytes smallest;
+  Put(&smallest, uint8_t{1});  // vCPUs
+  Put(&smallest, uint8_t{0});  // Devices
+  Bytes largest;
+  Put(&largest, uint8_t{32});
+  Put(&largest, uint8_t{18});
+  for (uint8_t i = 0; i < 18; ++i) PutDevice(&largest, i, i);
+  Bytes same_line;
+  Put(&same_line, uint8_t{2});
+  Put(&same_line, uint8_t{2});
+  PutDevice(&same_line, 0, 3);
+  PutDevice(&same_line, 1, 3);
+  Bytes anywhere;
+  Put(&anywhere, uint8_t{1});
+  Put(&anywhere, uint8_t{1});
+  Put(&anywhere, uint8_t{0});  // Not near what is right:
+  Put(&anywhere, uint64_t{0xfebf'f000});
+  Put(&anywhere, uint32_t{23});
+  return {{"smallest", smallest},
+          {"largest", largest},
+          {"same_line", same_line},
+          {"anywhere", anywhere}};
+}
+
+// A kernel as kernel_loader_fuzz reads it: the initramfs's size, the file.
+Bytes KernelInput(uint32_t initramfs_size, const Bytes& file) {
+  Bytes out;
+  Put(&out, initramfs_size);
+  out.insert(out.end(), file.begin(), file.end());
+  return out;
+}
+
+std::vector<Seed> KernelLoaderSeeds() {
+  const Bytes elf = testing::MakeElf(
+      0x20'0000, {{0x20'0000, testing::Pattern(64, 1), 64},
+                  {0x30'0000, testing::Pattern(16, 2), 0x8'0000}});
+  // The code behind the entry point at 0x200 is one paragraph.
+  const Bytes bzimage = testing::MakeBzImage(testing::Pattern(0x210, 3));
+  Bytes fixed = bzimage;
+  testing::Patch<uint8_t>(fixed, testing::kBzRelocatable, 0);
+  testing::Patch<uint64_t>(fixed, testing::kBzPrefAddress, 0x10'0000);
+  Bytes low_initramfs = bzimage;
+  testing::Patch<uint32_t>(low_initramfs, testing::kBzInitrdAddrMax, 0x1f'ffff);
+  return {{"elf", KernelInput(8192, elf)},
+          {"elf_no_initramfs_room", KernelInput(3 << 20, elf)},
+          {"bzimage", KernelInput(100'000, bzimage)},
+          {"bzimage_fixed", KernelInput(1, fixed)},
+          {"bzimage_low_initramfs", KernelInput(4097, low_initramfs)}};
+}
+
 bool Write(const std::filesystem::path& corpus, const std::string& target,
            const std::vector<Seed>& seeds) {
   std::filesystem::create_directories(corpus / target);
@@ -141,7 +200,9 @@ int main(int argc, char** argv) {
     return 2;
   }
   const catnap::fuzz::Corpora corpora = {
+      {"acpi_fuzz", catnap::fuzz::AcpiSeeds()},
       {"guest_memory_fuzz", catnap::fuzz::GuestMemorySeeds()},
+      {"kernel_loader_fuzz", catnap::fuzz::KernelLoaderSeeds()},
       {"log_text_fuzz", catnap::fuzz::LogTextSeeds()},
       {"serial_bus_fuzz", catnap::fuzz::SerialBusSeeds()},
   };
