@@ -1,0 +1,51 @@
+#include "vmm/platform.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "arch/x86_64/layout.h"
+
+namespace catnap::vmm {
+namespace {
+
+constexpr uint64_t kSleepControl = 0;
+constexpr uint64_t kReset = arch::kResetPort - arch::kSleepControlPort;
+constexpr uint8_t kPowerOffValue =
+    arch::kSleepEnable | (arch::kSleepTypeS5 << 2);
+
+}  // namespace
+
+void KvmIrqLine::Set(bool asserted) {
+  // Fails only for a line that does not exist or in a forked child; neither
+  // has somebody to tell.
+  vm_->SetIrqLine(gsi_, asserted).IgnoreError();
+}
+
+void PowerRegisters::Read(uint64_t, std::span<uint8_t> data) {
+  std::fill(data.begin(), data.end(), uint8_t{0});
+}
+
+void PowerRegisters::Write(uint64_t offset, std::span<const uint8_t> data) {
+  if (offset == kSleepControl && data[0] == kPowerOffValue) {
+    end_->OnEnd({EndReason::kPowerOff, "the guest switched itself off"});
+  } else if (offset == kReset && data[0] == arch::kResetValue) {
+    end_->OnEnd({EndReason::kReset, "the guest asked for a reset"});
+  }
+}
+
+void EventRegister::Raise(uint32_t events) {
+  pending_.fetch_or(events);
+  irq_->Set(true);
+  irq_->Set(false);
+}
+
+void EventRegister::Read(uint64_t offset, std::span<uint8_t> data) {
+  std::fill(data.begin(), data.end(), uint8_t{0});
+  if (offset != 0 || data.size() != sizeof(uint32_t)) return;
+  const uint32_t events = pending_.exchange(0);
+  std::memcpy(data.data(), &events, sizeof(events));
+}
+
+void EventRegister::Write(uint64_t, std::span<const uint8_t>) {}
+
+}  // namespace catnap::vmm
