@@ -1,0 +1,51 @@
+#ifndef CATNAP_BENCH_HARNESS_H_
+#define CATNAP_BENCH_HARNESS_H_
+
+#include <chrono>
+#include <map>
+#include <string>
+#include <vector>
+
+namespace catnap::bench {
+
+// What every bench program takes on its command line.
+struct Options {
+  std::string json_path{};  // --json FILE: JSON lines are appended there.
+  int samples = 0;          // --samples N; 0: the program's own number.
+  std::string filter{};     // --filter TEXT: only metrics that contain it.
+};
+
+// Prints a usage text and exits with 2 when the arguments are wrong.
+Options ParseOptions(int argc, char** argv, int default_samples);
+
+// Collects samples by metric and reports min, p50, p99, max and their number:
+// a table on standard output, and a JSON line a metric. Times are in µs, sizes
+// in bytes unless the name says otherwise, ratios plain.
+class Report {
+ public:
+  explicit Report(Options options) : options_(std::move(options)) {}
+
+  const Options& options() const { return options_; }
+  bool Wanted(const std::string& name) const;
+  void Add(const std::string& name, const std::string& unit, double value);
+  void AddMicros(const std::string& name,
+                 std::chrono::steady_clock::duration value);
+  // The median of what was added; 0 for nothing.
+  double Median(const std::string& name) const;
+  // Prints and writes all. Returns the process's exit status: 1 when the JSON
+  // file could not be written or nothing was measured.
+  int Finish() const;
+
+ private:
+  struct Metric {
+    std::string unit;
+    std::vector<double> values;
+  };
+  const Options options_;
+  std::vector<std::string> order_;
+  std::map<std::string, Metric> metrics_;
+};
+
+}  // namespace catnap::bench
+
+#endif  // CATNAP_BENCH_HARNESS_H_
