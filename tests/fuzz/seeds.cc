@@ -1,3 +1,4 @@
+#include <array>
 #include <cstdint>
 #include <cstdio>
 #include <filesystem>
@@ -8,6 +9,8 @@
 #include <vector>
 
 #include "base/byte_order.h"
+#include "state/encoder.h"
+#include "state/section.h"
 #include "support/kernel_images.h"
 
 // Writes the seeds of the fuzz corpora. Deterministic: the same code writes
@@ -174,6 +177,67 @@ std::vector<Seed> KernelLoaderSeeds() {
           {"bzimage_low_initramfs", KernelInput(4097, low_initramfs)}};
 }
 
+std::vector<Seed> StateSeeds() {
+  Bytes all_types;
+  state::StateEncoder out(&all_types);
+  out.Unsigned(1, 300);
+  out.Signed(2, -300);
+  out.Fixed32(3, 0x01020304);
+  out.Fixed64(4, UINT64_MAX);
+  out.Text(5, "text");
+  {
+    const auto nested = out.Message(6);
+    out.Bool(1, true);
+    const auto inner = out.Message(state::kMaxFieldId);
+    out.Text(1, "");
+  }
+  // Length prefixes of messages around messages, one deeper than allowed.
+  Bytes deep;
+  for (int i = 0; i <= state::kMaxDepth; ++i) {
+    const auto size = static_cast<uint8_t>(deep.size());
+    deep.insert(deep.begin(), {0x0c, size, 0, 0, 0});
+  }
+  const Bytes cut(all_types.begin(), all_types.end() - 3);
+  return {{"all_types", all_types},
+          {"deep", deep},
+          {"cut", cut},
+          {"huge_length", {0x0b, 0xff, 0xff, 0xff, 0xff, 0x0f}},
+          {"long_varint", {0x08, 0x80, 0x80, 0x00}}};
+}
+
+Seed SectionTable(const std::string& name,
+                  const std::vector<state::SectionHeader>& headers) {
+  Bytes bytes;
+  Put(&bytes, uint64_t{1000});  // The file's size,
+  Put(&bytes, uint64_t{100});   // and where sections may start.
+  for (const state::SectionHeader& header : headers) {
+    std::array<uint8_t, state::kSectionHeaderBytes> encoded{};
+    state::EncodeSectionHeader(header, encoded);
+    bytes.insert(bytes.end(), encoded.begin(), encoded.end());
+  }
+  return {name, bytes};
+}
+
+std::vector<Seed> SectionSeeds() {
+  state::SectionHeader machine;
+  machine.id = state::SectionId::kMachine;
+  machine.version = 1;
+  machine.critical = true;
+  machine.offset = 100;
+  machine.length = 50;
+  machine.crc32c = 0x12345678;
+  state::SectionHeader vcpu = machine;
+  vcpu.id = state::SectionId::kVcpu;
+  vcpu.instance = 1;
+  vcpu.offset = 150;
+  state::SectionHeader outside = vcpu;
+  outside.length = 10'000;
+  return {SectionTable("good", {machine, vcpu}),
+          SectionTable("twice", {machine, machine}),
+          SectionTable("outside", {machine, outside}),
+          SectionTable("empty", {})};
+}
+
 bool Write(const std::filesystem::path& corpus, const std::string& target,
            const std::vector<Seed>& seeds) {
   std::filesystem::create_directories(corpus / target);
@@ -205,6 +269,8 @@ int main(int argc, char** argv) {
       {"kernel_loader_fuzz", catnap::fuzz::KernelLoaderSeeds()},
       {"log_text_fuzz", catnap::fuzz::LogTextSeeds()},
       {"serial_bus_fuzz", catnap::fuzz::SerialBusSeeds()},
+      {"section_table_fuzz", catnap::fuzz::SectionSeeds()},
+      {"state_decoder_fuzz", catnap::fuzz::StateSeeds()},
   };
   for (const auto& [target, seeds] : corpora) {
     if (!catnap::fuzz::Write(argv[1], target, seeds)) return 1;
