@@ -18,7 +18,8 @@ build=(g++ cmake ninja-build pkg-config libfmt-dev libabsl-dev liburing-dev
 checks=(clang-14 clang-tidy-14 clang-format-14 libclang-rt-14-dev acpica-tools)
 kernel=(linux-source-6.1 gcc libc6-dev make flex bison bc perl libelf-dev
   libssl-dev xz-utils zstd cpio)
-emulated=(qemu-system-x86 busybox-static cpio e2fsprogs xfsprogs)
+emulated=(qemu-system-x86 busybox-static binutils cpio xz-utils e2fsprogs
+  xfsprogs)
 
 wanted=()
 for group in "${@:-all}"; do

@@ -1,6 +1,7 @@
 #!/bin/bash
 # Makes what the emulated host boots, once, and prints the folder that holds it:
-# vmlinux (Debian's own kernel) and initramfs (busybox, the modules, guest_*.sh).
+# vmlinux (Debian's own kernel), initramfs (busybox, the modules, guest_*.sh),
+# and bzImage, the same kernel as Debian packs it, for tests that boot one.
 #
 # The folder is in ${CATNAP_CACHE:-~/.cache/catnap}/emulated-host/. The kernel
 # is the newest that linux-image-amd64 named when it was first needed; delete
@@ -91,6 +92,7 @@ images=("$cache"/kernel/boot/vmlinuz-*)
 version=${images[0]##*/vmlinuz-}
 mkdir "$work/result"
 unpack_kernel "${images[0]}" >"$work/result/vmlinux"
+ln -s "../kernel/boot/${images[0]##*/}" "$work/result/bzImage"
 
 root=$work/root
 mkdir -p "$root"/{bin,dev,proc,sys,mnt,lower,overlay,lib/modules}
@@ -116,7 +118,9 @@ for module in "${modules[@]}"; do
     if [[ -z ${seen[$file]:-} ]]; then
       seen[$file]=1
       mkdir -p "$to/${file%/*}"
-      cp "$tree/lib/modules/$version/$file" "$to/$file"
+      # Without its signature and types: to check them takes a second.
+      objcopy --strip-debug --remove-section=.BTF \
+        "$tree/lib/modules/$version/$file" "$to/$file"
     fi
   done
 done
