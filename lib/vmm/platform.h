@@ -11,9 +11,8 @@
 
 namespace catnap::vmm {
 
-// An interrupt line by KVM_IRQ_LINE: the signal reaches the guest's handler in
-// less than half the time of an irqfd on an IOAPIC pin, which KVM defers to a
-// kernel worker (lib/README.md has the figures).
+// An interrupt line by KVM_IRQ_LINE, which reaches the IOAPIC before it
+// returns; KVM leaves an irqfd on an IOAPIC pin to a kernel worker instead.
 class KvmIrqLine final : public device::IrqLine {
  public:
   // `vm` is borrowed and must outlive the line.

@@ -8,9 +8,10 @@
 namespace catnap::vmm {
 
 uint64_t ShellCostBytes(const ShellConfig& config) {
-  constexpr uint64_t kVmBytes = 512 << 10;
+  constexpr uint64_t kVmBytes = 256 << 10;
   constexpr uint64_t kVcpuBytes = 128 << 10;
-  constexpr uint64_t kReverseMapShare = 4096 / 8;
+  // Ten bytes for each 4 KiB of guest memory, a little rounded up.
+  constexpr uint64_t kReverseMapShare = 400;
   return kVmBytes + static_cast<uint64_t>(config.vcpus) * kVcpuBytes +
          config.memory_bytes / kReverseMapShare;
 }

@@ -19,8 +19,8 @@ namespace catnap::vmm {
 
 // What a shell that waits costs the host, in bytes: kernel structures of VM
 // and vCPUs, the touched part of a thread's stack, and the reverse map that a
-// KVM with shadow page tables keeps (8 bytes for each 4 KiB of guest memory).
-// An upper estimate: measured values are in lib/README.md.
+// KVM with shadow page tables keeps for each page of guest memory. An upper
+// estimate: lib/README.md has the measured values it comes from.
 uint64_t ShellCostBytes(const ShellConfig& config);
 
 // Makes shells ahead of demand and destroys machines behind it, on one worker
