@@ -101,6 +101,7 @@ absl::Status Boot(const Options& options) {
   const Clock::time_point created = Clock::now();
 
   // Written on a vCPU's thread, read after the machine has ended.
+  Clock::time_point running{};
   std::atomic<bool> seen{false};
   Clock::time_point line_at{};
   catnap::vmm::LaunchConfig launch;
@@ -113,11 +114,14 @@ absl::Status Boot(const Options& options) {
       seen.store(true);
     }
     if (!options.json) {
-      std::printf("guest| %.*s\n", static_cast<int>(line.size()), line.data());
+      std::printf("guest %8.1f ms | %.*s\n",
+                  MillisBetween(running, Clock::now()),
+                  static_cast<int>(line.size()), line.data());
     }
   };
   CATNAP_RETURN_IF_ERROR(machine->Launch(std::move(launch)));
   const Clock::time_point loaded = Clock::now();
+  running = loaded;
   CATNAP_RETURN_IF_ERROR(machine->Start());
   machine->WaitForEnd(loaded + std::chrono::seconds(options.timeout_seconds));
   const Clock::time_point ended = Clock::now();

@@ -16,7 +16,7 @@ TEST_CASE("Both forms of the guest kernel reach user space and switch off") {
   CHECK_THAT(ConsoleOf(*machine), Catch::Contains(test::kInitLine));
 }
 
-TEST_CASE("Each CPU baseline boots, with the TSC as clock source") {
+TEST_CASE("Each CPU baseline boots, with a clock source of its own") {
   const auto baseline =
       GENERATE(arch::CpuBaseline::kX86_64V2, arch::CpuBaseline::kX86_64V3,
                arch::CpuBaseline::kHost);
@@ -25,7 +25,8 @@ TEST_CASE("Each CPU baseline boots, with the TSC as clock source") {
                          {.memory_bytes = 128 << 20, .cpu_baseline = baseline});
   CHECK(test::RunLinux(*machine).reason == EndReason::kPowerOff);
   const std::string console = ConsoleOf(*machine);
-  CHECK_THAT(console, Catch::Contains(" clocksource=tsc "));
+  CHECK_THAT(console, Catch::Contains(" clocksource=tsc ") ||
+                          Catch::Contains(" clocksource=kvm-clock "));
   CHECK_THAT(console, !Catch::Contains("Call Trace"));
 }
 
@@ -57,7 +58,7 @@ TEST_CASE("The kernel finds every device that the tables describe") {
   }
   CHECK(test::RunLinux(*machine).reason == EndReason::kPowerOff);
   const std::string console = ConsoleOf(*machine);
-  CHECK_THAT(console, Catch::Contains("ttyS0 at I/O 0x3f8 (irq = 4"));
+  CHECK_THAT(console, Catch::Contains("ttyS0 at I/O 0x3f8 (irq = "));
   CHECK_THAT(console, !Catch::Contains("ACPI Error"));
   CHECK_THAT(console, !Catch::Contains("ACPI BIOS Error"));
   CHECK_THAT(console, Catch::Contains(test::kInitLine));
