@@ -82,7 +82,10 @@ build() {
   check_config "$tree/.config"
   make -s -C "$tree" -j"$(nproc)" vmlinux bzImage
   strip --strip-all -o "$out/vmlinux" "$tree/vmlinux"
-  cp "$tree/arch/x86/boot/bzImage" "$tree/COPYING" "$kernel/NOTICE.md" "$out/"
+  cp "$tree/arch/x86/boot/bzImage" "$kernel/NOTICE.md" "$out/"
+  # The kernel's COPYING only names the texts that apply.
+  cat "$tree/COPYING" "$tree/LICENSES/preferred/GPL-2.0" \
+    "$tree/LICENSES/exceptions/Linux-syscall-note" >"$out/COPYING"
   cp "$tree/.config" "$out/config"
   echo "$package $version" >"$out/version"
   chmod -R u=rwX,go=rX "$out"
