@@ -1,39 +1,20 @@
 #include <spawn.h>
-#include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include <catch2/catch.hpp>
 #include <filesystem>
-#include <fstream>
 #include <string>
 #include <vector>
 
+#include "support/lowered_limit.h"
 #include "support/machine_fixture.h"
 
 namespace catnap::vmm {
 namespace {
 
 using test::Assembler;
-
-// Lowers a limit of this process while it lives.
-class LoweredLimit {
- public:
-  LoweredLimit(decltype(RLIMIT_NOFILE) resource, rlim_t value)
-      : resource_(resource) {
-    REQUIRE(::getrlimit(resource_, &before_) == 0);
-    rlimit lowered = before_;
-    lowered.rlim_cur = value;
-    REQUIRE(::setrlimit(resource_, &lowered) == 0);
-  }
-  ~LoweredLimit() { ::setrlimit(resource_, &before_); }
-  LoweredLimit(const LoweredLimit&) = delete;
-  LoweredLimit& operator=(const LoweredLimit&) = delete;
-
- private:
-  const decltype(RLIMIT_NOFILE) resource_;
-  rlimit before_{};
-};
+using test::LoweredLimit;
 
 int OpenDescriptors() {
   int count = 0;
@@ -42,16 +23,6 @@ int OpenDescriptors() {
     count += entry.is_symlink() ? 1 : 0;
   }
   return count - 1;  // The directory itself.
-}
-
-uint64_t AnonymousBytes() {
-  std::ifstream in("/proc/self/smaps_rollup");
-  for (std::string line; std::getline(in, line);) {
-    if (line.rfind("Anonymous:", 0) == 0) {
-      return std::stoull(line.substr(10)) * 1024;
-    }
-  }
-  return 0;
 }
 
 TEST_CASE("A machine out of descriptors says which limit it was") {
@@ -72,19 +43,6 @@ TEST_CASE("A machine out of descriptors says which limit it was") {
   CHECK(OpenDescriptors() == open);
 }
 
-// Sanitizers map terabytes: no useful limit on address space exists there.
-#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__) && \
-    !defined(__clang__)
-TEST_CASE("A machine out of address space says which limit it was") {
-  const auto kvm = test::OpenKvm();
-  const LoweredLimit limit(RLIMIT_AS, 512 << 20);
-  const absl::Status status =
-      Machine::CreateShell(kvm, {.memory_bytes = 1ull << 30}).status();
-  CHECK(status.code() == absl::StatusCode::kResourceExhausted);
-  CHECK_THAT(status.ToString(), Catch::Contains("RLIMIT_AS"));
-}
-#endif
-
 TEST_CASE("A machine takes at most 12 descriptors") {
   const auto kvm = test::OpenKvm();
   const int before = OpenDescriptors();
@@ -93,27 +51,6 @@ TEST_CASE("A machine takes at most 12 descriptors") {
   REQUIRE(shell.ok());
   CHECK(OpenDescriptors() - before <= 12);
 }
-
-#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__) && \
-    !defined(__clang__)
-TEST_CASE("A machine that only exists takes at most 1 MiB of the process") {
-  static constexpr int kMachines = 16;
-  static constexpr uint64_t kBound = 1 << 20;
-  const auto kvm = test::OpenKvm();
-  std::vector<std::unique_ptr<Machine>> machines;
-  machines.reserve(kMachines);
-  const uint64_t before = AnonymousBytes();
-  for (int i = 0; i < kMachines; ++i) {
-    auto shell = Machine::CreateShell(
-        kvm, {.memory_bytes = 512 << 20, .device_pages = 6});
-    REQUIRE(shell.ok());
-    machines.push_back(*std::move(shell));
-  }
-  const uint64_t each = (AnonymousBytes() - before) / kMachines;
-  CAPTURE(each);
-  CHECK(each <= kBound);
-}
-#endif
 
 TEST_CASE("Machines come and go without leaving descriptors behind") {
   const auto kvm = test::OpenKvm();
