@@ -238,6 +238,40 @@ std::vector<Seed> SectionSeeds() {
           SectionTable("empty", {})};
 }
 
+// The room for the content, then the frame.
+Seed ZstdFrame(const std::string& name, uint16_t room, const Bytes& frame) {
+  Bytes bytes;
+  Put(&bytes, room);
+  bytes.insert(bytes.end(), frame.begin(), frame.end());
+  return {name, bytes};
+}
+
+std::vector<Seed> ZstdSeeds() {
+  // By hand, so that they do not change with zstd's version. A frame of 600
+  // bytes that declares its size: single segment, 2 bytes of size (less 256),
+  // and one last block of one byte repeated.
+  const Bytes declared = {0x28, 0xb5, 0x2f, 0xfd, 0x60, 0x58,
+                          0x01, 0xc3, 0x12, 0x00, 'x'};
+  // The same content behind a window descriptor of 1 KiB, and of 2^31 bytes.
+  const Bytes undeclared = {0x28, 0xb5, 0x2f, 0xfd, 0x00,
+                            0x00, 0xc3, 0x12, 0x00, 'x'};
+  Bytes huge_window = undeclared;
+  huge_window[5] = 21 << 3;
+  // Three bytes as they are, with a checksum that is wrong.
+  const Bytes bad_sum = {0x28, 0xb5, 0x2f, 0xfd, 0x24, 3, 0x19, 0,
+                         0,    'a',  'b',  'c',  1,    2, 3,    4};
+  // Says that 2^62 bytes follow.
+  const Bytes bomb = {0x28, 0xb5, 0x2f, 0xfd, 0xe0, 0, 0, 0,
+                      0,    0,    0,    0,    0x40, 1, 0, 0};
+  return {ZstdFrame("declared", 600, declared),
+          ZstdFrame("declared_too_large", 599, declared),
+          ZstdFrame("undeclared", 600, undeclared),
+          ZstdFrame("undeclared_too_large", 599, undeclared),
+          ZstdFrame("huge_window", 600, huge_window),
+          ZstdFrame("bad_sum", 100, bad_sum),
+          ZstdFrame("bomb", 100, bomb)};
+}
+
 bool Write(const std::filesystem::path& corpus, const std::string& target,
            const std::vector<Seed>& seeds) {
   std::filesystem::create_directories(corpus / target);
@@ -271,6 +305,7 @@ int main(int argc, char** argv) {
       {"serial_bus_fuzz", catnap::fuzz::SerialBusSeeds()},
       {"section_table_fuzz", catnap::fuzz::SectionSeeds()},
       {"state_decoder_fuzz", catnap::fuzz::StateSeeds()},
+      {"zstd_decompress_fuzz", catnap::fuzz::ZstdSeeds()},
   };
   for (const auto& [target, seeds] : corpora) {
     if (!catnap::fuzz::Write(argv[1], target, seeds)) return 1;
