@@ -105,6 +105,23 @@ absl::StatusOr<memory::Gpa> LoadInitramfs(memory::GuestMemory& memory,
   return memory::Gpa{*start};
 }
 
+absl::Status WriteResetCode(memory::GuestMemory& memory) {
+  static constexpr std::array<uint8_t, 10> kCode = {
+      0xfa,  // cli
+      0xba,
+      kResetPort & 0xff,
+      kResetPort >> 8,  // mov dx, kResetPort
+      0xb0,
+      kResetValue,  // mov al, kResetValue
+      0xee,         // out dx, al
+      0xf4,         // hlt
+      0xeb,
+      0xfd};  // jmp to the hlt
+  // jmp to the hlt
+  static_assert(kResetVector + kCode.size() <= kHighMemoryStart);
+  return memory.Write(memory::Gpa{kResetVector}, kCode);
+}
+
 absl::StatusOr<InitialState> WriteInitialState(memory::GuestMemory& memory,
                                                const LoadedKernel& kernel) {
   std::array<uint64_t, 4> gdt{};
@@ -154,6 +171,7 @@ absl::StatusOr<InitialState> LoadLinux(memory::GuestMemory& memory,
     params.initramfs_size = static_cast<uint32_t>(file.size());
   }
   CATNAP_RETURN_IF_ERROR(WriteAcpi(memory, boot.acpi));
+  CATNAP_RETURN_IF_ERROR(WriteResetCode(memory));
   CATNAP_ASSIGN_OR_RETURN(const std::vector<uint8_t> zero_page,
                           BuildZeroPage(kernel, params, memory.regions()));
   CATNAP_RETURN_IF_ERROR(memory.Write(memory::Gpa{kZeroPage}, zero_page));

@@ -20,9 +20,10 @@ struct LinuxBoot {
   AcpiConfig acpi;
 };
 
-// Makes `memory` what a boot loader would leave: kernel, initramfs, command
-// line, ACPI tables, zero page, segment table and page tables, at the places
-// in layout.h, and says where the first vCPU starts.
+// Makes `memory` what firmware and a boot loader would leave: kernel,
+// initramfs, command line, ACPI tables, reset code, zero page, segment table
+// and page tables, at the places in layout.h, and says where the first vCPU
+// starts.
 //
 // `memory` must be mapped, fresh (all zero), and start at 0; after an error its
 // content is not specified. Cost: reading both files. Blocks on the disk.
@@ -47,6 +48,11 @@ absl::Status WriteCommandLine(memory::GuestMemory& memory,
 absl::StatusOr<memory::Gpa> LoadInitramfs(memory::GuestMemory& memory,
                                           const LoadedKernel& kernel,
                                           const ImageSource& file);
+
+// Writes the code at kResetVector, for a guest that resets by jumping there in
+// real mode: it writes kResetValue to kResetPort. Linux with EFI support does
+// so on a hardware-reduced machine without EFI, and never tries RESET_REG.
+absl::Status WriteResetCode(memory::GuestMemory& memory);
 
 // Writes the segment table and the page tables, which map [0, kBootMappedEnd)
 // one to one with pages of 2 MiB.

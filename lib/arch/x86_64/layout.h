@@ -29,8 +29,10 @@ inline constexpr uint64_t kBootMappedEnd = 0x4000'0000;
 // ACPI tables: RSDP first, the others behind it. Reserved in the e820 map.
 inline constexpr uint64_t kAcpiStart = 0xe'0000;
 inline constexpr uint64_t kAcpiEnd = 0xf'f000;
-// The last page under 1 MiB holds the 16-byte VM generation id, reserved too.
+// The last page under 1 MiB holds the 16-byte VM generation id, reserved too,
+// and at its end code: where a PC has the first instruction after a reset.
 inline constexpr uint64_t kVmGenId = 0xf'f000;
+inline constexpr uint64_t kResetVector = 0xf'fff0;
 inline constexpr uint64_t kHighMemoryStart = 0x10'0000;  // 1 MiB
 
 // --- MMIO hole, 3 GiB to 4 GiB ---------------------------------------------

@@ -203,6 +203,16 @@ TEST_CASE("The boot page tables map the first GiB one to one") {
   CHECK((entry & ~uint64_t{0x1f'ffff}) == (address & ~uint64_t{0x1f'ffff}));
 }
 
+TEST_CASE("The reset vector holds code that writes the reset register") {
+  const auto memory = MakeMemory(kMemory);
+  REQUIRE(WriteResetCode(*memory).ok());
+  // cli; mov dx, 0x602; mov al, 1; out dx, al; hlt; jmp -3
+  CHECK(ReadMemory(*memory, 0xf'fff0, 16) ==
+        std::vector<uint8_t>{0xfa, 0xba, 0x02, 0x06, 0xb0, 0x01, 0xee, 0xf4,
+                             0xeb, 0xfd, 0, 0, 0, 0, 0, 0});
+  CHECK(ReadMemory(*memory, kVmGenId, 16) == std::vector<uint8_t>(16));
+}
+
 TEST_CASE("LoadLinux leaves a vmlinux guest as the boot protocol asks") {
   const auto memory = MakeMemory(kMemory);
   const auto kernel = MakeFile(SmallElf());
@@ -229,6 +239,7 @@ TEST_CASE("LoadLinux leaves a vmlinux guest as the boot protocol asks") {
   CHECK(FieldOf<uint32_t>(page, kRamdiskSize) == 5000);
   CHECK(ReadMemory(*memory, FieldOf<uint32_t>(page, kRamdiskImage), 5000) ==
         Pattern(5000, 7));
+  CHECK(ReadMemory(*memory, kResetVector, 1)[0] == 0xfa);
   const auto rsdp = ReadMemory(*memory, kAcpiStart, 8);
   CHECK(std::string(rsdp.begin(), rsdp.end()) == "RSD PTR ");
 }
