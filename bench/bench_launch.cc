@@ -11,9 +11,9 @@
 // apart). The four variants take turns, so that noise meets all of them.
 #include <cstdio>
 #include <cstdlib>
-#include <cstring>
 #include <string>
 
+#include "base/status.h"
 #include "harness.h"
 #include "peers/launch_floor.h"
 #include "support/tiny_guest.h"
@@ -30,7 +30,7 @@ constexpr int kDefaultSamples = 100;
 
 [[noreturn]] void Fail(const char* what, const std::string& why) {
   std::fprintf(stderr, "bench_launch: %s: %s\n", what, why.c_str());
-  std::exit(1);
+  std::exit(1);  // NOLINT(concurrency-mt-unsafe): nothing runs at exit
 }
 
 void Check(const char* what, const absl::Status& status) {
@@ -115,9 +115,9 @@ void MeasureFloor(const Setup& setup, bool pooled, Report& report) {
   floor_shell_times made{};
   floor_launch_times launched{};
   const int created = floor_create(&config, &shell, &made);
-  if (created != 0) Fail("floor_create", std::strerror(-created));
+  if (created != 0) Fail("floor_create", catnap::ErrnoText(-created));
   const int ran = floor_launch(shell, &launched);
-  if (ran != 0) Fail("floor_launch", std::strerror(-ran));
+  if (ran != 0) Fail("floor_launch", catnap::ErrnoText(-ran));
   const double destroyed = floor_destroy(shell);
   const double launch = launched.map + launched.state + launched.first_exit;
   if (pooled) {

@@ -29,6 +29,8 @@ double Percentile(std::vector<double> values, double share) {
 // emulated: inside the emulated host; kvm: KVM here runs Linux; native: it
 // does not, and only tiny guests were measured.
 std::string Environment() {
+  // No thread changes the environment here.
+  // NOLINTNEXTLINE(concurrency-mt-unsafe)
   if (std::getenv("CATNAP_EMULATED_HOST") != nullptr) return "emulated";
   return Host::Probe().kvm_runs_linux ? "kvm" : "native";
 }
@@ -69,7 +71,7 @@ std::string HostFacts() {
   std::fprintf(stderr,
                "usage: %s [--json FILE] [--samples N] [--filter TEXT]\n",
                program);
-  std::exit(2);
+  std::exit(2);  // NOLINT(concurrency-mt-unsafe): no other thread yet
 }
 
 }  // namespace

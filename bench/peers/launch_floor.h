@@ -6,6 +6,8 @@
 
 #include <stdint.h>
 
+/* C names. NOLINTBEGIN(readability-identifier-naming) */
+
 #ifdef __cplusplus
 extern "C" {
 #endif
@@ -47,5 +49,7 @@ double floor_destroy(struct floor_shell* shell);
 #ifdef __cplusplus
 }
 #endif
+
+/* NOLINTEND(readability-identifier-naming) */
 
 #endif /* CATNAP_BENCH_PEERS_LAUNCH_FLOOR_H_ */

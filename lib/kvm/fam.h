@@ -19,26 +19,27 @@
 // that size, then the entries.
 namespace catnap::kvm {
 
+using IoctlNumber = unsigned long;  // NOLINT(google-runtime-int): ioctl's type
+
 inline constexpr size_t kCpuidHeaderBytes = 8;    // nent, padding
 inline constexpr size_t kMsrsHeaderBytes = 8;     // nmsrs, pad
 inline constexpr size_t kMsrListHeaderBytes = 4;  // nmsrs
 inline constexpr size_t kRoutingHeaderBytes = 8;  // nr, flags
 inline constexpr size_t kSignalHeaderBytes = 4;   // len
 
-inline constexpr unsigned long
-    kGetSupportedCpuid =  // NOLINT(google-runtime-int)
+inline constexpr IoctlNumber kGetSupportedCpuid =
     _IOC(_IOC_READ | _IOC_WRITE, KVMIO, 0x05, kCpuidHeaderBytes);
-inline constexpr unsigned long kSetCpuid2 =  // NOLINT(google-runtime-int)
+inline constexpr IoctlNumber kSetCpuid2 =
     _IOC(_IOC_WRITE, KVMIO, 0x90, kCpuidHeaderBytes);
-inline constexpr unsigned long kGetMsrs =  // NOLINT(google-runtime-int)
+inline constexpr IoctlNumber kGetMsrs =
     _IOC(_IOC_READ | _IOC_WRITE, KVMIO, 0x88, kMsrsHeaderBytes);
-inline constexpr unsigned long kSetMsrs =  // NOLINT(google-runtime-int)
+inline constexpr IoctlNumber kSetMsrs =
     _IOC(_IOC_WRITE, KVMIO, 0x89, kMsrsHeaderBytes);
-inline constexpr unsigned long kGetMsrIndexList =  // NOLINT(google-runtime-int)
+inline constexpr IoctlNumber kGetMsrIndexList =
     _IOC(_IOC_READ | _IOC_WRITE, KVMIO, 0x02, kMsrListHeaderBytes);
-inline constexpr unsigned long kSetGsiRouting =  // NOLINT(google-runtime-int)
+inline constexpr IoctlNumber kSetGsiRouting =
     _IOC(_IOC_WRITE, KVMIO, 0x6a, kRoutingHeaderBytes);
-inline constexpr unsigned long kSetSignalMask =  // NOLINT(google-runtime-int)
+inline constexpr IoctlNumber kSetSignalMask =
     _IOC(_IOC_WRITE, KVMIO, 0x8b, kSignalHeaderBytes);
 
 // The kernel's ABI as of Linux 2.6.36 and later; it cannot change.

@@ -1,7 +1,6 @@
 #ifndef CATNAP_LIB_MEMORY_GPA_H_
 #define CATNAP_LIB_MEMORY_GPA_H_
 
-#include <compare>
 #include <cstdint>
 
 namespace catnap::memory {
@@ -11,7 +10,8 @@ namespace catnap::memory {
 struct Gpa {
   uint64_t value = 0;
 
-  friend constexpr auto operator<=>(Gpa, Gpa) = default;
+  friend constexpr bool operator==(Gpa, Gpa) = default;
+  friend constexpr bool operator<(Gpa a, Gpa b) { return a.value < b.value; }
 };
 
 }  // namespace catnap::memory

@@ -221,7 +221,7 @@ absl::Status CheckRunsLinux(std::shared_ptr<const kvm::System> system) {
   CATNAP_ASSIGN_OR_RETURN(const auto machine,
                           PrepareGuest(std::move(system), kSyscallGuest));
   CATNAP_RETURN_IF_ERROR(machine->Start());
-  const absl::Status ran =
+  absl::Status ran =
       AwaitSuccess(*machine, "enters user mode and comes back by syscall");
   if (ran.ok()) return ran;
   return WithReason(ran, ErrorReason::kKvmCannotRunLinux);

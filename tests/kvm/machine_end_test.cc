@@ -55,7 +55,8 @@ TEST_CASE("on_end is called once, with the first reason") {
       ++calls;
       reason = exit.reason;
     };
-    REQUIRE(machine->Launch(std::move(launch)).ok());
+    const absl::Status launched = machine->Launch(std::move(launch));
+    REQUIRE(launched.ok());
     REQUIRE(machine->Start().ok());
     REQUIRE(machine->WaitForEnd(Deadline()));
     machine->Stop();

@@ -119,10 +119,11 @@ TEST_CASE("A guest that writes everywhere at random is stopped when asked") {
   const auto machine = test::MakeMachine(
       code, {.memory_bytes = test::kSmallMemory, .device_pages = 1});
   REQUIRE(machine->Start().ok());
-  const char* seconds = std::getenv("CATNAP_TEST_STRESS_SECONDS");
-  const auto until =
-      std::chrono::steady_clock::now() +
-      std::chrono::seconds(seconds == nullptr ? 2 : std::atoi(seconds));
+  // No thread changes the environment here.
+  // NOLINTNEXTLINE(concurrency-mt-unsafe)
+  const char* text = std::getenv("CATNAP_TEST_STRESS_SECONDS");
+  const std::chrono::seconds seconds(text == nullptr ? 2 : std::stoi(text));
+  const auto until = std::chrono::steady_clock::now() + seconds;
   machine->WaitForEnd(until);
   CHECK(machine->state() == MachineState::kRunning);
   machine->Stop();
