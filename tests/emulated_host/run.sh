@@ -132,6 +132,11 @@ trap 'exit 129' HUP
 trap 'exit 130' INT
 trap 'exit 143' TERM
 write_command "$@" >"$temporary/command"
+# A disk has whole sectors, and 16 are looked at for partitions. The shell does
+# not mind empty lines.
+size=$(stat -c %s "$temporary/command")
+printf '%*s' $((8191 - (size + 8191) % 8192)) '' | tr ' ' '\n' \
+  >>"$temporary/command"
 mkfs=/usr/sbin  # Not in the PATH of everybody.
 truncate -s 16G "$temporary/ext4" "$temporary/xfs"
 if ! "$mkfs"/mkfs.ext4 -qF -E lazy_itable_init=1,lazy_journal_init=1,nodiscard \
@@ -154,13 +159,14 @@ copy_err=$!
 
 # shellcheck disable=SC2054  # The commas are QEMU's.
 devices=(
-  -fw_cfg name=opt/catnap/command,file=/proc/self/fd/3
   -fsdev "local,id=root,path=/,security_model=none,readonly=on,multidevs=remap"
   -device virtio-9p-pci,fsdev=root,mount_tag=root
   -drive if=none,id=ext4,file=/proc/self/fd/4,format=raw,discard=unmap
   -device virtio-blk-pci,drive=ext4
   -drive if=none,id=xfs,file=/proc/self/fd/5,format=raw,discard=unmap
   -device virtio-blk-pci,drive=xfs
+  -drive if=none,id=command,file=/proc/self/fd/3,format=raw,readonly=on
+  -device virtio-blk-pci,drive=command
   -device virtio-serial-pci
   -chardev file,id=out,path=/proc/self/fd/8
   -device virtserialport,chardev=out,nr=1
