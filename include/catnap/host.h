@@ -39,7 +39,7 @@ class CATNAP_EXPORT Host {
   // Looks at this machine: opens /dev/kvm, runs two tiny guests on it, and
   // tries the kernel interfaces that make the library fast.
   //
-  // Thread-safe. Blocks for some milliseconds, 5 s at the very most (a KVM
+  // Thread-safe. Blocks for tens of milliseconds, 5 s at the very most (a KVM
   // that never answers the tiny guests). Leaves nothing behind: descriptors
   // are closed, threads joined, the temporary files it makes removed.
   static HostReport Probe();
