@@ -1,0 +1,40 @@
+// refuse_io_uring CMD ARG...: runs CMD with io_uring_setup refused, as many
+// container runtimes do.
+#include <errno.h>
+#include <linux/audit.h>
+#include <linux/filter.h>
+#include <linux/seccomp.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+int main(int argc, char** argv) {
+  struct sock_filter filter[] = {
+      // Numbers mean something for one architecture only.
+      BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, arch)),
+      BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, AUDIT_ARCH_X86_64, 0, 3),
+      BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
+      BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, __NR_io_uring_setup, 0, 1),
+      BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EPERM),
+      BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+  };
+  const struct sock_fprog program = {
+      .len = sizeof(filter) / sizeof(filter[0]),
+      .filter = filter,
+  };
+  if (argc < 2) {
+    fprintf(stderr, "usage: %s CMD ARG...\n", argv[0]);
+    return 2;
+  }
+  if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0 ||
+      prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program) != 0) {
+    fprintf(stderr, "cannot install the filter: %s\n", strerror(errno));
+    return 2;
+  }
+  execvp(argv[1], argv + 1);
+  fprintf(stderr, "cannot run %s: %s\n", argv[1], strerror(errno));
+  return 2;
+}
