@@ -47,8 +47,6 @@ struct OperationId {
 
 // The end of an operation: the bytes transferred (0 where nothing is), or why
 // not. CANCELLED: by Cancel() or because the loop stopped.
-using PostFunction = absl::AnyInvocable<void() &&>;
-
 using Completion = absl::AnyInvocable<void(absl::StatusOr<size_t>) &&>;
 
 // Called with POLLIN, POLLOUT, POLLERR or POLLHUP bits each time, and with an
