@@ -12,9 +12,7 @@ namespace {
 
 class InlineExecutor : public catnap::Executor {
  public:
-  void Post(absl::AnyInvocable<void() &&> task) override {
-    std::move(task)();
-  }
+  void Post(absl::AnyInvocable<void() &&> task) override { std::move(task)(); }
 };
 
 class StdoutLog : public catnap::LogSink {

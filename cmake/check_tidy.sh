@@ -1,0 +1,175 @@
+#!/bin/bash
+# check_tidy.sh [--quick [REV]] [-p BUILD_DIR] [FILE...]
+#
+# Runs clang-tidy with cmake/clang-tidy.yaml; fails on any finding. Looks at
+# FILEs, or with --quick at the sources that differ from REV (HEAD), or at
+# every source in the compile database of BUILD_DIR (build/release).
+#
+# clang-tidy spends nearly all its time on what sources include, not on the
+# sources. So C++ sources of one folder are looked at together, as one file of
+# their text (not of #includes: the analyzer follows paths in the main file
+# only). Those that cannot be compiled beside the ones before them (a name in
+# two unnamed namespaces) wait for the next round.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+root=$PWD
+build=build/release
+quick=
+files=()
+while (($# > 0)); do
+  case $1 in
+    --quick)
+      quick=HEAD
+      if [[ ${2:-} != "" && ${2:-} != -* ]]; then quick=$2; shift; fi ;;
+    -p) build=$2; shift ;;
+    -*) echo "check_tidy.sh: unknown option $1" >&2; exit 2 ;;
+    *) files+=("$(realpath "$1")") ;;
+  esac
+  shift
+done
+database=$build/compile_commands.json
+if [[ ! -f $database ]]; then
+  echo "check_tidy.sh: no $database; configure that build first" >&2
+  exit 2
+fi
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+
+# What the database has, less what others generated or own.
+sed -nE 's/^ *"file": "(.*)",?$/\1/p' "$database" | sort -u |
+  { grep "^$root/" || true; } | { grep -v "^$root/build/" || true; } \
+  >"$work/known"
+if [[ -n $quick ]]; then
+  mapfile -t files < <(
+    { git diff --name-only "$quick"; git ls-files --others --exclude-standard; } |
+      sed "s|^|$root/|" | sort -u | comm -12 - "$work/known")
+elif ((${#files[@]} == 0)); then
+  mapfile -t files <"$work/known"
+else
+  mapfile -t files < <(printf '%s\n' "${files[@]}" | sort -u)
+fi
+
+# Include paths and definitions of all targets serve for each of them.
+mapfile -t flags < <(grep '"command":' "$database" |
+  grep -oE ' (-isystem |-[ID])[^ ]+' | sed 's/^ //; s/\\\\*"/"/g' | sort -u |
+  sed 's/^-isystem /-isystem\n/')
+flags+=(-std=c++20)
+tidy=(clang-tidy-14 --quiet --config-file=cmake/clang-tidy.yaml
+  --header-filter="^$root/(include|lib|tests|bench|examples)/")
+
+# Prints the findings of one clang-tidy run, less its counts of the warnings
+# that the header filter left out.
+run_tidy() {
+  local status=0 output
+  output=$("${tidy[@]}" "$@" 2>&1) || status=1
+  grep -vE '^[0-9]+ warnings?( and .*)? generated|^$' <<<"$output" || true
+  return $status
+}
+
+# join_sources UNIT SOURCE...: writes the sources' text to UNIT, and which of its
+# lines are whose to UNIT.map.
+join_sources() {
+  local unit=$1 n=0 line=1 source
+  shift
+  : >"$unit"
+  : >"$unit.map"
+  for source in "$@"; do
+    n=$((n + 1))
+    # Programs have a main(), and fuzz targets an entry of one name.
+    {
+      printf '#define main Main%d\n' $n
+      printf '#define LLVMFuzzerTestOneInput Fuzz%d\n' $n
+      cat "$source"
+      printf '\n#undef main\n#undef LLVMFuzzerTestOneInput\n'
+    } >>"$unit"
+    printf '%d %s\n' $((line + 1)) "$source" >>"$unit.map"
+    line=$(($(wc -l <"$unit") + 1))
+  done
+}
+
+# Names the source and its line where its input names UNIT and the line there.
+map_lines() {
+  awk -v unit="$1" '
+    NR == FNR { first[NR] = $1; source[NR] = $2; n = NR; next }
+    index($0, unit ":") == 1 {
+      rest = substr($0, length(unit) + 2)
+      line = rest + 0
+      for (i = n; i > 1 && first[i] >= line; --i) {}
+      sub("^[0-9]+", line - first[i], rest)
+      $0 = source[i] ":" rest
+    }
+    { print }' "$1.map" -
+}
+
+# tidy_together NAME SOURCE...
+tidy_together() {
+  local name=$1 round=0 unit source status=0 now later include
+  shift
+  include=-I$(dirname "$1")
+  while (($# > 0)); do
+    unit=$work/$name.$round.cc
+    now=("$@")
+    later=()
+    join_sources "$unit" "${now[@]}"
+    if ! clang++-14 -fsyntax-only -w -ferror-limit=0 "${flags[@]}" "$include" \
+      "$unit" 2>&1 | map_lines "$unit" >"$unit.errors"; then
+      now=()
+      for source in "$@"; do
+        if ((${#now[@]} > 0)) &&
+          grep -qE "^$source:[0-9:]+ (fatal )?error: " "$unit.errors"; then
+          later+=("$source")
+        else
+          now+=("$source")
+        fi
+      done
+      join_sources "$unit" "${now[@]}"
+    fi
+    run_tidy "$unit" -- "${flags[@]}" "$include" >"$unit.findings" || status=1
+    map_lines "$unit" <"$unit.findings"
+    set -- "${later[@]}"
+    round=$((round + 1))
+  done
+  return $status
+}
+
+# One job per line: a name, then at most ten sources of one folder.
+printf '%s\n' "${files[@]}" | awk -F/ '
+  NF == 0 { next }
+  /\.c$/ { print "c" ++c " " $0; next }
+  {
+    folder = $0; sub("/[^/]*$", "", folder)
+    if (folder != last || count == 10) {
+      if (line != "") print line
+      line = "unit" ++n; count = 0; last = folder
+    }
+    line = line " " $0; ++count
+  }
+  END { if (line != "") print line }' >"$work/jobs"
+
+failed=0
+running=0
+limit=$(nproc)
+while read -r name sources; do
+  if ((running == limit)); then
+    wait -n || failed=1
+    running=$((running - 1))
+  fi
+  # Paths of the project hold no spaces, or the database would not either.
+  # shellcheck disable=SC2086
+  if [[ $name == c* ]]; then
+    run_tidy -p "$build" $sources >"$work/$name.out" &
+  else
+    tidy_together "$name" $sources >"$work/$name.out" &
+  fi
+  running=$((running + 1))
+done <"$work/jobs"
+while ((running > 0)); do
+  wait -n || failed=1
+  running=$((running - 1))
+done
+cat "$work"/*.out 2>/dev/null || true
+if ((failed)); then
+  echo "tidy: findings above"
+  exit 1
+fi
+echo "tidy: ${#files[@]} files"
