@@ -116,7 +116,8 @@ TEST_CASE("Logger cuts a line to what a record may hold") {
   logger.Info("{}", too_long);
   logger.Line(LogSeverity::kInfo, std::string(1 << 20, 'x'));
   logger.LogIfError(absl::InternalError("lost"), "{}", fits);
-  const std::string cut = std::string(kMaxLogTextBytes - 3, 'x') + "...";
+  std::string cut(kMaxLogTextBytes - 3, 'x');
+  cut += "...";
   const std::vector<Seen> seen = sink->seen();
   REQUIRE(seen.size() == 4);
   CHECK(seen[0].text == fits);
