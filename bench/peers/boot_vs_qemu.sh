@@ -77,7 +77,8 @@ boot_qemu() {
     -M microvm,pic=off,pit=off,rtc=off,acpi=on,x-option-roms=off \
     -M auto-kernel-cmdline=off -bios qboot.rom -cpu host -smp 1 -m 128 \
     -accel kvm,kernel-irqchip=on -nodefaults -no-user-config -display none \
-    -no-reboot -serial stdio -kernel "$kernel" -initrd "$initramfs" -append "$words"
+    -no-reboot -serial stdio \
+    -kernel "$kernel" -initrd "$initramfs" -append "$words"
 }
 
 # Reads a trace; prints run_to_line and spawn_to_line in µs.

@@ -3,9 +3,9 @@
 # Process 1 of the emulated host, second half: the host's files are at their
 # own paths. Mounts the rest, runs the command, reports its status, powers off.
 #
-# The command arrives as a disk that run.sh wrote: a script that sets `directory`
-# and `outs`, defines `run` (which ends in exec) and nothing else. Ports: 1 takes
-# standard output, 2 standard error, 3 the exit status.
+# The command arrives as a disk that run.sh wrote: a script that sets
+# `directory` and `outs`, defines `run` (which ends in exec) and nothing else.
+# Ports: 1 takes standard output, 2 standard error, 3 the exit status.
 here=/run/emulated_host
 bb=$here/busybox
 $bb cat /dev/vdc >$here/command

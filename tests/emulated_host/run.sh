@@ -157,9 +157,10 @@ copy_out=$!
 exec 9> >(exec cat >&2 3>&- 4>&- 5>&- 6>&- 7>&- 8>&-)
 copy_err=$!
 
+share=security_model=none,multidevs=remap
 # shellcheck disable=SC2054  # The commas are QEMU's.
 devices=(
-  -fsdev "local,id=root,path=/,security_model=none,readonly=on,multidevs=remap"
+  -fsdev "local,id=root,path=/,readonly=on,$share"
   -device virtio-9p-pci,fsdev=root,mount_tag=root
   -drive if=none,id=ext4,file=/proc/self/fd/4,format=raw,discard=unmap
   -device virtio-blk-pci,drive=ext4
@@ -179,7 +180,7 @@ devices=(
 )
 for index in "${!outs[@]}"; do
   devices+=(
-    -fsdev "local,id=out$index,path=${outs[index]//,/,,},security_model=none,multidevs=remap"
+    -fsdev "local,id=out$index,path=${outs[index]//,/,,},$share"
     -device "virtio-9p-pci,fsdev=out$index,mount_tag=out$index"
   )
 done
