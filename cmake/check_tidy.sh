@@ -6,10 +6,10 @@
 # every source in the compile database of BUILD_DIR (build/release).
 #
 # clang-tidy spends nearly all its time on what sources include, not on the
-# sources. So C++ sources of one folder are looked at together, as one file of
-# their text (not of #includes: the analyzer follows paths in the main file
-# only). Those that cannot be compiled beside the ones before them (a name in
-# two unnamed namespaces) wait for the next round.
+# sources. So a dozen C++ sources are looked at together, as one file of their
+# text (not of #includes: the analyzer follows paths in the main file
+# only). Those that cannot be compiled beside the ones before them (a name in two
+# unnamed namespaces) wait for the next round.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 root=$PWD
@@ -103,15 +103,16 @@ map_lines() {
 
 # tidy_together NAME SOURCE...
 tidy_together() {
-  local name=$1 round=0 unit source status=0 now later include
+  local name=$1 round=0 unit source status=0 now later
+  local here=()  # Sources may include what lies beside them.
   shift
-  include=-I$(dirname "$1")
+  mapfile -t here < <(printf '%s\n' "${@%/*}" | sort -u | sed 's/^/-iquote/')
   while (($# > 0)); do
     unit=$work/$name.$round.cc
     now=("$@")
     later=()
     join_sources "$unit" "${now[@]}"
-    if ! clang++-14 -fsyntax-only -w -ferror-limit=0 "${flags[@]}" "$include" \
+    if ! clang++-14 -fsyntax-only -w -ferror-limit=0 "${flags[@]}" "${here[@]}" \
       "$unit" 2>&1 | map_lines "$unit" >"$unit.errors"; then
       now=()
       for source in "$@"; do
@@ -124,7 +125,7 @@ tidy_together() {
       done
       join_sources "$unit" "${now[@]}"
     fi
-    run_tidy "$unit" -- "${flags[@]}" "$include" >"$unit.findings" || status=1
+    run_tidy "$unit" -- "${flags[@]}" "${here[@]}" >"$unit.findings" || status=1
     map_lines "$unit" <"$unit.findings"
     set -- "${later[@]}"
     round=$((round + 1))
@@ -132,19 +133,28 @@ tidy_together() {
   return $status
 }
 
-# One job per line: a name, then at most ten sources of one folder.
-printf '%s\n' "${files[@]}" | awk -F/ '
+# One job per line: a name, then the sources. Equal shares, so that the last
+# jobs do not wait for one.
+printf '%s\n' "${files[@]}" | awk -F/ -v at_most=12 -v root="$root/" '
   NF == 0 { next }
   /\.c$/ { print "c" ++c " " $0; next }
   {
-    folder = $0; sub("/[^/]*$", "", folder)
-    if (folder != last || count == 10) {
-      if (line != "") print line
-      line = "unit" ++n; count = 0; last = folder
-    }
-    line = line " " $0; ++count
+    top = substr($0, length(root) + 1)
+    sub("/.*", "", top)
+    all[top] = all[top] " " $0
   }
-  END { if (line != "") print line }' >"$work/jobs"
+  END {
+    for (top in all) {
+      n = split(all[top], source, " ")
+      units = int((n + at_most - 1) / at_most)
+      for (u = 0; u < units; ++u) {
+        printf "%s%d", top, u
+        for (i = int(n * u / units); i < int(n * (u + 1) / units); ++i)
+          printf " %s", source[i + 1]
+        print ""
+      }
+    }
+  }' | sort >"$work/jobs"
 
 failed=0
 running=0
@@ -156,7 +166,7 @@ while read -r name sources; do
   fi
   # Paths of the project hold no spaces, or the database would not either.
   # shellcheck disable=SC2086
-  if [[ $name == c* ]]; then
+  if [[ $name =~ ^c[0-9] ]]; then
     run_tidy -p "$build" $sources >"$work/$name.out" &
   else
     tidy_together "$name" $sources >"$work/$name.out" &
