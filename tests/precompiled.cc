@@ -1,2 +1,2 @@
-// CMake makes a precompiled header only for a target with a source that uses it;
-// main.cc does not.
+// CMake makes a precompiled header only for a target with a source that uses
+// it; main.cc does not.
