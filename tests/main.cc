@@ -11,6 +11,8 @@ int main(int argc, char** argv) {
   Catch::Session session;
   const int rc = session.applyCommandLine(argc, argv);
   if (rc != 0) return rc;
+  // No other thread runs yet.
+  // NOLINTNEXTLINE(concurrency-mt-unsafe)
   const char* needs = std::getenv("CATNAP_TEST_NEEDS");
   if (needs != nullptr && ::access(needs, R_OK | W_OK) != 0) {
     std::printf("skipped: this test needs %s, readable and writable\n", needs);

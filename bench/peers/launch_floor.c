@@ -109,7 +109,8 @@ static int create_memory(struct floor_shell* s) {
   s->reserved = mmap(NULL, s->reserved_bytes, PROT_NONE,
                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (s->reserved == MAP_FAILED) return -errno;
-  s->memory = (uint8_t*)(((uintptr_t)s->reserved + kHuge - 1) & ~(kHuge - 1));
+  uintptr_t start = (uintptr_t)s->reserved;
+  s->memory = s->reserved + (kHuge - (start & (kHuge - 1)));
   int error = set_slot(s, 0, 0, 0, low, s->memory);
   if (error == 0 && bytes > low) {
     error = set_slot(s, 1, 0, kHighStart, bytes - low, s->memory + low);

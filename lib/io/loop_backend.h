@@ -15,14 +15,12 @@ namespace catnap::io {
 // inside Start() and Cancel() when an operation ends at once.
 class BackendEvents {
  public:
+  virtual ~BackendEvents() = default;
   // A watched descriptor became ready (POLLIN, POLLOUT, POLLERR, POLLHUP).
   virtual void OnReady(Operation* watch, uint32_t events) = 0;
   // The operation ended with a byte count or -errno. The backend, the kernel
   // and the workers are done with it and with its buffers. Exactly once.
   virtual void OnFinished(Operation* operation, int64_t result) = 0;
-
- protected:
-  ~BackendEvents() = default;
 };
 
 // Runs files and watches for an EventLoop; the loop itself does the rest.

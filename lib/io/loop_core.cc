@@ -145,14 +145,17 @@ void LoopCore::ThreadMain(const EventLoopOptions& options) {
   auto backend = kind_ == LoopBackendKind::kIoUring
                      ? UringBackend::Create(options.queue_entries, this)
                      : PlainBackend::Create(options, wake_fd_.get(), this);
+  absl::Status launch;
   if (backend.ok()) {
     backend_ = *std::move(backend);
     text_ = backend_->Description();
+  } else {
+    launch = std::move(backend).status();
   }
   {
     const base::MutexLock lock(&mutex_);
     // Moved, not copied: the other thread may be the last to hold it.
-    launch_ = std::move(backend).status();
+    launch_ = std::move(launch);
   }
   launched_.NotifyOne();
   if (backend_ == nullptr) return;

@@ -33,7 +33,7 @@ namespace catnap::io {
 class LoopCore final : public BackendEvents {
  public:
   LoopCore() = default;
-  ~LoopCore();
+  ~LoopCore() override;
 
   // Starts the thread and waits until its backend runs.
   absl::Status Launch(const EventLoopOptions& options);

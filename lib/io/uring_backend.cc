@@ -128,7 +128,8 @@ void UringBackend::Wait(std::optional<std::chrono::nanoseconds> timeout) {
 
 void UringBackend::Dispatch() {
   ring_->Reap([this](uint64_t data, int32_t result, uint32_t flags) {
-    auto* const operation =
+    // The number is a pointer of ours that the kernel hands back.
+    auto* const operation =  // NOLINTNEXTLINE(performance-no-int-to-ptr)
         reinterpret_cast<Operation*>(static_cast<uintptr_t>(data));
     // What a cancel itself returns says nothing that its target does not say.
     if (operation != nullptr) OnCompletion(operation, result, flags);

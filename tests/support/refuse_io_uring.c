@@ -1,12 +1,10 @@
 // refuse_io_uring CMD ARG...: runs CMD with io_uring_setup refused, as many
 // container runtimes do.
-#include <errno.h>
 #include <linux/audit.h>
 #include <linux/filter.h>
 #include <linux/seccomp.h>
 #include <stddef.h>
 #include <stdio.h>
-#include <string.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -31,10 +29,10 @@ int main(int argc, char** argv) {
   }
   if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0 ||
       prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program) != 0) {
-    fprintf(stderr, "cannot install the filter: %s\n", strerror(errno));
+    perror("cannot install the filter");
     return 2;
   }
   execvp(argv[1], argv + 1);
-  fprintf(stderr, "cannot run %s: %s\n", argv[1], strerror(errno));
+  perror(argv[1]);
   return 2;
 }

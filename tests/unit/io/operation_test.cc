@@ -80,6 +80,7 @@ TEST_CASE("An errno value gets the meaning that it has for the operation") {
 TEST_CASE("The pool finds operations by id until they are re-used") {
   OperationPool pool;
   std::vector<Operation*> all;
+  all.reserve(200);
   for (int i = 0; i < 200; ++i) all.push_back(pool.Acquire());
   for (Operation* const operation : all) {
     CHECK(pool.Find({operation->slot, operation->generation}) == operation);
