@@ -1,5 +1,6 @@
 // refuse_io_uring CMD ARG...: runs CMD with io_uring_setup refused, as many
 // container runtimes do.
+#include <errno.h>
 #include <linux/audit.h>
 #include <linux/filter.h>
 #include <linux/seccomp.h>
