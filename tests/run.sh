@@ -115,10 +115,10 @@ stock_kernel() {
 
 # Tiny guests need only some /dev/kvm. Where there is none at all they go where
 # the Linux guests go.
-native='^(unit|kvm)$'
+native='^(unit|kvm|io_uring)$'
 guests='^linux$'
 if [[ ! -e /dev/kvm ]]; then
-  native='^unit$'
+  native='^(unit|io_uring)$'
   guests='^(kvm|linux)$'
 fi
 
@@ -166,7 +166,8 @@ fi
 wrapper=(tests/support/as_ordinary_user.sh)
 tests "release tests as an ordinary user" release -L "$native" -LE '^build$'
 wrapper=(build/release/tests/support/refuse_io_uring)
-tests "release tests without io_uring" release -L "$native" -LE '^build$'
+tests "release tests without io_uring" release -L "$native" \
+  -LE '^(build|io_uring)$'
 wrapper=()
 tests "emulated host" release -L '^emulated$'
 if check "fetch a stock kernel" stock_kernel; then

@@ -4,6 +4,8 @@ set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 run=$here/run.sh
+# Before the first run, which would tell of the download on its stderr.
+"$here/prepare.sh" >/dev/null
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 export TMPDIR=$work/tmp  # So that whatever run.sh leaves behind is seen.
