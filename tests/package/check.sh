@@ -32,7 +32,7 @@ configure() {  # configure SOURCE_DIR OPTION...
   source_dir=$1
   shift
   "$CMAKE" -G Ninja -S "$source_dir" -B "$tree" \
-    -DCMAKE_CXX_COMPILER="$CXX" "$@"
+    -DCMAKE_CXX_COMPILER="$CXX" -DCMAKE_DISABLE_PRECOMPILE_HEADERS=ON "$@"
 }
 
 case $step in
