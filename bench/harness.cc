@@ -101,10 +101,6 @@ Options ParseOptions(int argc, char** argv, int default_samples) {
   return options;
 }
 
-bool Report::Wanted(const std::string& name) const {
-  return name.find(options_.filter) != std::string::npos;
-}
-
 void Report::Add(const std::string& name, const std::string& unit,
                  double value) {
   const auto [it, fresh] = metrics_.try_emplace(name);
@@ -133,7 +129,10 @@ int Report::Finish() const {
   std::printf("%-44s %6s %12s %12s %12s %12s %8s\n", "metric", "unit", "min",
               "p50", "p99", "max", "samples");
   std::string lines;
+  bool empty = true;
   for (const std::string& name : order_) {
+    if (name.find(options_.filter) == std::string::npos) continue;
+    empty = false;
     const Metric& metric = metrics_.at(name);
     const double least = Percentile(metric.values, 0);
     const double median = Percentile(metric.values, 0.5);
@@ -149,8 +148,9 @@ int Report::Finish() const {
         Quoted(name), Quoted(metric.unit), least, median, high, most,
         metric.values.size(), Quoted(environment), facts);
   }
-  if (order_.empty()) {
-    std::fprintf(stderr, "nothing was measured\n");
+  if (empty) {
+    std::fprintf(stderr, "no metric has '%s' in its name\n",
+                 options_.filter.c_str());
     return 1;
   }
   if (options_.json_path.empty()) return 0;

@@ -12,7 +12,7 @@ namespace catnap::bench {
 struct Options {
   std::string json_path{};  // --json FILE: JSON lines are appended there.
   int samples = 0;          // --samples N; 0: the program's own number.
-  std::string filter{};     // --filter TEXT: only metrics that contain it.
+  std::string filter{};     // --filter TEXT: reports metrics that contain it.
 };
 
 // Prints a usage text and exits with 2 when the arguments are wrong.
@@ -26,14 +26,13 @@ class Report {
   explicit Report(Options options) : options_(std::move(options)) {}
 
   const Options& options() const { return options_; }
-  bool Wanted(const std::string& name) const;
   void Add(const std::string& name, const std::string& unit, double value);
   void AddMicros(const std::string& name,
                  std::chrono::steady_clock::duration value);
   // The median of what was added; 0 for nothing.
   double Median(const std::string& name) const;
-  // Prints and writes all. Returns the process's exit status: 1 when the JSON
-  // file could not be written or nothing was measured.
+  // Prints and writes what the filter names. Returns the process's exit status:
+  // 1 when the JSON file could not be written or there was nothing to report.
   int Finish() const;
 
  private:
