@@ -3,12 +3,13 @@
 # Process 1 of the emulated host, second half: the host's files are at their
 # own paths. Mounts the rest, runs the command, reports its status, powers off.
 #
-# The command arrives as a disk that run.sh wrote: a script that sets
-# `directory` and `outs`, defines `run` (which ends in exec) and nothing else.
-# Ports: 1 takes standard output, 2 standard error, 3 the exit status.
+# The command arrives as a QEMU firmware file that run.sh wrote: a script that
+# sets `directory` and `outs`, defines `run` (which ends in exec) and nothing
+# else. Ports: 1 takes standard output, 2 standard error, 3 the exit status.
 here=/run/emulated_host
 bb=$here/busybox
-$bb cat /dev/vdc >$here/command
+$bb cat /sys/firmware/qemu_fw_cfg/by_name/opt/catnap/command/raw \
+  >$here/command
 outs=
 # shellcheck source=/dev/null
 . $here/command
@@ -46,12 +47,10 @@ for out in $outs; do
 done
 wait $scratch
 
-port=$(echo /dev/vport*p1)
-port=${port%1}
 $bb mkfifo $here/stdout $here/stderr
-$bb cat $here/stdout >"${port}1" &
+$bb cat $here/stdout >/dev/vport3p1 &
 copy_out=$!
-$bb cat $here/stderr >"${port}2" &
+$bb cat $here/stderr >/dev/vport3p2 &
 copy_err=$!
 
 # Held open here until the command has ended, so that the copiers see the end
@@ -81,5 +80,5 @@ for out in $outs; do
   $bb umount "$path" || $bb sync
   index=$((index + 1))
 done
-echo "$status" >"${port}3"
+echo "$status" >/dev/vport3p3
 $bb poweroff -nf

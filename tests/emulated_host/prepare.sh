@@ -15,7 +15,8 @@ project=$(cd "$here/../.." && pwd)
 # Loaded in this order; their dependencies come by themselves (but the checksum
 # that the file systems look for by name).
 modules=(crc32c_generic crc32c-intel virtio_pci virtio_blk virtio_console
-  9pnet_virtio 9p overlay ext4 xfs kvm-amd loop tun vhost_vsock vhost_net)
+  qemu_fw_cfg 9pnet_virtio 9p overlay ext4 xfs kvm-amd loop tun vhost_vsock
+  vhost_net)
 
 fail() {
   echo "emulated host: $*" >&2

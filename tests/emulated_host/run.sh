@@ -132,11 +132,6 @@ trap 'exit 129' HUP
 trap 'exit 130' INT
 trap 'exit 143' TERM
 write_command "$@" >"$temporary/command"
-# A disk has whole sectors, and 16 are looked at for partitions. The shell does
-# not mind empty lines.
-size=$(stat -c %s "$temporary/command")
-printf '%*s' $((8191 - (size + 8191) % 8192)) '' | tr ' ' '\n' \
-  >>"$temporary/command"
 mkfs=/usr/sbin  # Not in the PATH of everybody.
 truncate -s 16G "$temporary/ext4" "$temporary/xfs"
 if ! "$mkfs"/mkfs.ext4 -qF -E lazy_itable_init=1,lazy_journal_init=1,nodiscard \
@@ -157,17 +152,15 @@ copy_out=$!
 exec 9> >(exec cat >&2 3>&- 4>&- 5>&- 6>&- 7>&- 8>&-)
 copy_err=$!
 
-share=security_model=none,multidevs=remap
 # shellcheck disable=SC2054  # The commas are QEMU's.
 devices=(
-  -fsdev "local,id=root,path=/,readonly=on,$share"
+  -fw_cfg name=opt/catnap/command,file=/proc/self/fd/3
+  -fsdev "local,id=root,path=/,security_model=none,readonly=on,multidevs=remap"
   -device virtio-9p-pci,fsdev=root,mount_tag=root
   -drive if=none,id=ext4,file=/proc/self/fd/4,format=raw,discard=unmap
   -device virtio-blk-pci,drive=ext4
   -drive if=none,id=xfs,file=/proc/self/fd/5,format=raw,discard=unmap
   -device virtio-blk-pci,drive=xfs
-  -drive if=none,id=command,file=/proc/self/fd/3,format=raw,readonly=on
-  -device virtio-blk-pci,drive=command
   -device virtio-serial-pci
   -chardev file,id=out,path=/proc/self/fd/8
   -device virtserialport,chardev=out,nr=1
@@ -180,26 +173,19 @@ devices=(
 )
 for index in "${!outs[@]}"; do
   devices+=(
-    -fsdev "local,id=out$index,path=${outs[index]//,/,,},$share"
+    -fsdev "local,id=out$index,path=${outs[index]//,/,,},security_model=none,multidevs=remap"
     -device "virtio-9p-pci,fsdev=out$index,mount_tag=out$index"
   )
 done
 
-# Without erms, copies are 8-byte instead of 1-byte steps of the emulation;
-# without la57, a page walk is one step shorter. The kernel is told to leave out
-# tests of itself and keys that nothing here needs.
-command_line="console=ttyS0 quiet loglevel=4 panic=-1 tsc=reliable nokaslr"
-command_line+=" mitigations=off no_timer_check cryptomgr.notests"
-command_line+=" lsm=capability initcall_blacklist=crypto_kdf108_init"
-command_line+=",load_system_certificate_list,init_encrypted"
-
 # A killed run.sh takes them with it.
 setpriv --pdeathsig KILL qemu-system-x86_64 \
   -M q35,i8042=off,hpet=off,smbus=off,sata=off,graphics=off,vmport=off \
-  -accel tcg,thread=multi -cpu max,la57=off,erms=off -smp "$cpus" -m "$memory" \
+  -accel tcg,thread=multi -cpu max,la57=off -smp "$cpus" -m "$memory" \
   -nodefaults -no-user-config -display none -no-reboot \
   -kernel "$boot/vmlinux" -initrd "$boot/initramfs" \
-  -append "$command_line" \
+  -append "console=ttyS0 quiet loglevel=4 panic=-1 tsc=reliable nokaslr \
+mitigations=off no_timer_check" \
   "${devices[@]}" </dev/null >&6 2>&6 8>&8 9>&9 &
 qemu=$!
 exec 8>&- 9>&-
