@@ -87,14 +87,15 @@ absl::Status ShellPool::Prewarm(const ShellConfig& config, uint64_t count) {
                  "of {} bytes holds {} more",
                  count, cost, options_.max_bytes, room / cost);
   }
-  // Counts as demand, or the end of the interval would take them away.
-  Kind& kind = KindLocked(config);
-  kind.taken_now = std::max(kind.taken_now, count);
   last_failure_ = absl::OkStatus();
-  work_.NotifyAll();
-  // Looked up each time: the worker forgets kinds that nobody wants.
-  while (KindLocked(config).waiting.size() < count && last_failure_.ok() &&
-         !closing_) {
+  while (last_failure_.ok() && !closing_) {
+    // Looked up each time: the worker forgets kinds that nobody wants. Counts
+    // as demand in each interval that passes meanwhile, or their ends would
+    // take away what was made.
+    Kind& kind = KindLocked(config);
+    kind.taken_now = std::max(kind.taken_now, count);
+    if (kind.waiting.size() >= count) break;
+    work_.NotifyAll();
     idle_.Wait(&mutex_);
   }
   return last_failure_;

@@ -85,6 +85,11 @@ TEST_CASE("A pool that nobody uses drains") {
   CHECK(pool->stats().waiting_bytes == 0);
 }
 
+TEST_CASE("Prewarm ends though many intervals pass before it has all shells") {
+  const auto pool = MakePool({.interval = std::chrono::milliseconds(1)});
+  CHECK(pool->Prewarm(kSmall, 3).ok());
+}
+
 TEST_CASE("A pool refuses what no machine could be") {
   const auto pool = MakePool();
   CHECK(pool->Take({.memory_bytes = 0}).status().code() ==
