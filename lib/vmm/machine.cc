@@ -12,6 +12,7 @@
 #include "base/checked.h"
 #include "base/random.h"
 #include "base/status.h"
+#include "virtio/mmio_transport.h"
 
 namespace catnap::vmm {
 namespace {
@@ -142,16 +143,18 @@ absl::Status Machine::CreateRegisterPages() {
   CATNAP_RETURN_IF_ERROR(vm_.SetMemorySlot(
       kRegisterSlot, arch::kRegisterPages, pages * arch::kPageSize,
       register_pages_->host_base(), /*read_only=*/true));
-  // Nobody reads this one: it only keeps the acknowledgement of an interrupt
-  // from leaving the guest.
+  // Nobody reads this one: it only keeps the acknowledgement of a used-buffer
+  // interrupt from leaving the guest. That of a change of configuration, which
+  // is rare, goes to the device.
   CATNAP_ASSIGN_OR_RETURN(ack_fd_, base::CreateEventFd());
   for (size_t page = 0; page < pages; ++page) {
     const uint64_t start = arch::kRegisterPages + page * arch::kPageSize;
     CATNAP_ASSIGN_OR_RETURN(base::UniqueFd notify, base::CreateEventFd());
     CATNAP_RETURN_IF_ERROR(
         vm_.AddIoEvent(start + kQueueNotify, kRegisterBytes, notify.get()));
-    CATNAP_RETURN_IF_ERROR(
-        vm_.AddIoEvent(start + kInterruptAck, kRegisterBytes, ack_fd_.get()));
+    CATNAP_RETURN_IF_ERROR(vm_.AddIoEvent(start + kInterruptAck, kRegisterBytes,
+                                          ack_fd_.get(),
+                                          virtio::kInterruptUsedBuffer));
     notify_fds_.push_back(std::move(notify));
     device_irqs_.emplace_back(
         &vm_, arch::kFirstDeviceGsi + static_cast<uint32_t>(page));
@@ -342,13 +345,15 @@ device::IrqLine& Machine::device_irq(int page) {
   return device_irqs_[static_cast<size_t>(page)];
 }
 
+absl::Status Machine::NoSuchPage(int page) const {
+  return Error(absl::StatusCode::kInvalidArgument,
+               "device page is {}, must be 0 to {}", page,
+               config_.device_pages - 1);
+}
+
 absl::Status Machine::AttachDevice(int page, device::IoHandler* handler) {
   const base::MutexLock control(&control_mutex_);
-  if (page < 0 || page >= config_.device_pages) {
-    return Error(absl::StatusCode::kInvalidArgument,
-                 "device page is {}, must be 0 to {}", page,
-                 config_.device_pages - 1);
-  }
+  if (page < 0 || page >= config_.device_pages) return NoSuchPage(page);
   if (started_at().has_value()) {
     return absl::FailedPreconditionError(
         "devices are attached before the guest runs");
@@ -356,6 +361,24 @@ absl::Status Machine::AttachDevice(int page, device::IoHandler* handler) {
   const auto index = static_cast<uint64_t>(page);
   return mmio_.Add(arch::kRegisterPages + index * arch::kPageSize,
                    arch::kPageSize, handler);
+}
+
+absl::Status Machine::AttachVirtio(int page,
+                                   std::unique_ptr<virtio::VirtioDevice> device,
+                                   io::EventLoop* loop,
+                                   const base::Logger& log) {
+  if (page < 0 || page >= config_.device_pages) return NoSuchPage(page);
+  auto slot =
+      std::make_unique<VirtioSlot>(std::move(device),
+                                   VirtioWiring{.page = register_page(page),
+                                                .irq = &device_irq(page),
+                                                .notify_fd = notify_fd(page),
+                                                .loop = loop},
+                                   log);
+  CATNAP_RETURN_IF_ERROR(AttachDevice(page, &slot->transport()));
+  const base::MutexLock control(&control_mutex_);
+  virtio_slots_.push_back(std::move(slot));
+  return absl::OkStatus();
 }
 
 absl::Status Machine::ChangeGenerationId() {

@@ -13,18 +13,22 @@
 #include "absl/status/statusor.h"
 #include "arch/x86_64/cpuid.h"
 #include "arch/x86_64/initial_state.h"
+#include "base/log.h"
 #include "base/mutex.h"
 #include "base/unique_fd.h"
 #include "device/bus.h"
 #include "device/register_page.h"
 #include "device/serial.h"
+#include "io/event_loop.h"
 #include "kvm/system.h"
 #include "kvm/vm_fd.h"
 #include "memory/guest_memory.h"
+#include "virtio/virtio_device.h"
 #include "vmm/console.h"
 #include "vmm/machine_exit.h"
 #include "vmm/platform.h"
 #include "vmm/vcpu_thread.h"
+#include "vmm/virtio_slot.h"
 
 namespace catnap::vmm {
 
@@ -138,6 +142,15 @@ class Machine final : private VcpuThread::EndSink {
   // Takes the guest's other register writes of that page. `handler` is
   // borrowed and must outlive the machine. Before Start().
   absl::Status AttachDevice(int page, device::IoHandler* handler);
+  // Puts a virtio device there, made over memory(), and has `loop` serve it.
+  // The loop is borrowed and must outlive the machine; what the guest does to
+  // the device against the rules goes to `log`. The machine owns the device,
+  // and destroys it when no vCPU runs any more. Before Start().
+  // Errors: INVALID_ARGUMENT, the page does not exist or is taken;
+  // FAILED_PRECONDITION, the guest has run.
+  absl::Status AttachVirtio(int page,
+                            std::unique_ptr<virtio::VirtioDevice> device,
+                            io::EventLoop* loop, const base::Logger& log);
 
   // Writes a fresh generation id and tells the guest by the event device
   // (VMGENID). REQUIRES: a guest is there.
@@ -153,6 +166,7 @@ class Machine final : private VcpuThread::EndSink {
   absl::Status CreateRegisterPages();
   absl::Status CreateVcpus();
   absl::Status WireBuses();
+  absl::Status NoSuchPage(int page) const;
   absl::StatusOr<arch::InitialState> LoadKernel(const LinuxKernel& kernel);
   void OnEnd(MachineExit exit) override;
   void ParkAll();
@@ -187,6 +201,7 @@ class Machine final : private VcpuThread::EndSink {
   std::vector<KvmIrqLine> device_irqs_;
   device::Bus ports_;
   device::Bus mmio_;
+  std::vector<std::unique_ptr<VirtioSlot>> virtio_slots_;
   // Last: destroyed first, so that no vCPU runs while the rest goes.
   std::vector<std::unique_ptr<VcpuThread>> vcpus_;
 };

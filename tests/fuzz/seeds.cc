@@ -272,6 +272,61 @@ std::vector<Seed> ZstdSeeds() {
           ZstdFrame("bomb", 100, bomb)};
 }
 
+// One step as virtio_driver_fuzz reads it: operation, queue.
+void PutStep(Bytes* to, uint8_t operation, uint8_t queue) {
+  Put(to, operation);
+  Put(to, queue);
+}
+
+void PutDescriptor(Bytes* to, uint8_t queue, uint8_t index, uint32_t gpa,
+                   uint16_t length, uint8_t flags, uint8_t next) {
+  PutStep(to, 7, queue);
+  Put(to, index);
+  Put(to, gpa);
+  Put(to, length);
+  Put(to, flags);
+  Put(to, next);
+}
+
+std::vector<Seed> VirtioDriverSeeds() {
+  std::vector<Seed> seeds;
+  for (const uint8_t device : {uint8_t{0}, uint8_t{1}}) {
+    const auto name = [device](const char* what) {
+      return std::string(device == 0 ? "rng_" : "balloon_") + what;
+    };
+    const uint8_t queue = device == 0 ? 0 : 3;
+    Bytes good = {device};
+    PutStep(&good, 1, 0);  // Starts,
+    Put(&good, uint8_t{0});
+    PutDescriptor(&good, queue, 0, 0x40001, 64, 1, 1);  // two descriptors
+    PutDescriptor(&good, queue, 1, 0x41001, 0x2000, 2, 0);
+    PutStep(&good, 10, queue);  // are made available,
+    Put(&good, uint8_t{0});
+    PutStep(&good, 13, 0);  // a kick,
+    PutStep(&good, 3, 0);   // a save and a load,
+    Put(&good, uint8_t{0});
+    PutStep(&good, 13, 0);  // another kick.
+    seeds.push_back({name("good"), good});
+    Bytes loop = {device};
+    PutStep(&loop, 1, 0);
+    Put(&loop, uint8_t{0});
+    PutDescriptor(&loop, queue, 0, 0x40001, 1, 1, 0);
+    PutStep(&loop, 10, queue);
+    Put(&loop, uint8_t{0});
+    PutStep(&loop, 13, 0);
+    seeds.push_back({name("loop"), loop});
+    Bytes registers = {device};
+    for (const int at : {0x70, 0x24, 0x20, 0x38, 0x44, 0x50, 0x64}) {
+      PutStep(&registers, 0, 0);
+      Put(&registers, static_cast<uint16_t>(at));
+      Put(&registers, uint8_t{2});
+      Put(&registers, uint32_t{15});
+    }
+    seeds.push_back({name("registers"), registers});
+  }
+  return seeds;
+}
+
 bool Write(const std::filesystem::path& corpus, const std::string& target,
            const std::vector<Seed>& seeds) {
   std::filesystem::create_directories(corpus / target);
@@ -305,6 +360,7 @@ int main(int argc, char** argv) {
       {"serial_bus_fuzz", catnap::fuzz::SerialBusSeeds()},
       {"section_table_fuzz", catnap::fuzz::SectionSeeds()},
       {"state_decoder_fuzz", catnap::fuzz::StateSeeds()},
+      {"virtio_driver_fuzz", catnap::fuzz::VirtioDriverSeeds()},
       {"zstd_decompress_fuzz", catnap::fuzz::ZstdSeeds()},
   };
   for (const auto& [target, seeds] : corpora) {

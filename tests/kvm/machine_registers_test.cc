@@ -36,7 +36,7 @@ TEST_CASE("Reading, notifying and acknowledging never leave the guest") {
   code.MovRdi(page + kStatus).Load32().CompareEax(0x55);
   code.Bytes({0x74, 0x0c});  // je over the reset: mov edx, mov eax, out, hlt
   code.Reset();
-  code.MovEax(3)
+  code.MovEax(1)
       .MovRdi(page + kQueueNotify)
       .Store32()
       .MovRdi(page + kInterruptAck)
@@ -74,6 +74,20 @@ TEST_CASE("Writes to other registers reach the device") {
   CHECK(device.last_offset == kStatus);
   // The guest cannot change what it reads.
   CHECK(machine->register_page(0).Load32(kStatus) == 0);
+}
+
+TEST_CASE("The acknowledgement of a configuration change reaches the device") {
+  Assembler code;
+  code.MovEax(3).MovRdi(arch::kRegisterPages + kInterruptAck).Store32();
+  code.PowerOff();
+  const auto machine = test::MakeMachine(
+      code, {.memory_bytes = test::kSmallMemory, .device_pages = 1});
+  CountingDevice device;
+  REQUIRE(machine->AttachDevice(0, &device).ok());
+  REQUIRE(machine->Start().ok());
+  REQUIRE(machine->WaitForEnd(test::Deadline()));
+  CHECK(device.writes == 1);
+  CHECK(device.last_offset == kInterruptAck);
 }
 
 TEST_CASE("AttachDevice refuses pages that are not there") {

@@ -10,7 +10,8 @@
  * (without the line break), and ends the machine. `catnap.action=WORD` on the
  * kernel command line chooses how, so that a VMM can be tested against each
  * end: `poweroff` (default), `reboot`, `panic` (process 1 exits), `hang` (spins
- * on the CPU for ever) or `idle` (sleeps for ever).
+ * on the CPU for ever) or `idle` (sleeps for ever). `random` reads from the
+ * machine's entropy device, says how many bytes came, and powers off.
  */
 #include <fcntl.h>
 #include <stdio.h>
@@ -74,6 +75,20 @@ static void Report(void) {
   }
 }
 
+static void ReportRandom(void) {
+  unsigned char bytes[32];
+  char line[64];
+  ssize_t length = -1;
+  int fd;
+  mount("devtmpfs", "/dev", "devtmpfs", MS_NOSUID, NULL);
+  fd = open("/dev/hwrng", O_RDONLY | O_CLOEXEC);
+  if (fd >= 0) length = read(fd, bytes, sizeof(bytes));
+  snprintf(line, sizeof(line), "catnap-init: hwrng bytes=%ld\n", (long)length);
+  if (write(STDOUT_FILENO, line, strlen(line)) < 0) {
+    /* As above. */
+  }
+}
+
 /* The value of the last word `catnap.action=` of the command line. */
 static const char* Action(char* command_line) {
   const char* action = "poweroff";
@@ -99,6 +114,7 @@ int main(void) {
   ReadText("/proc/cmdline", command_line, sizeof(command_line));
   action = Action(command_line);
   if (strcmp(action, "panic") == 0) return 1;
+  if (strcmp(action, "random") == 0) ReportRandom();
   if (strcmp(action, "reboot") == 0) reboot(RB_AUTOBOOT);
   while (strcmp(action, "hang") == 0) {
     __asm__ volatile("" ::: "memory");
