@@ -406,8 +406,9 @@ absl::Status MmioTransport::LoadState(state::StateDecoder in) {
         device_->LoadState(driver_features_, queues_, device));
   }
   ShowLocked();
+  const std::vector<uint8_t> config = device_->Config();
   const base::MutexLock page_lock(&page_mutex_);
-  page_.CopyIn(kConfigStart, device_->Config());
+  page_.CopyIn(kConfigStart, config);
   Store(MmioRegister::kConfigGeneration, generation);
   Store(MmioRegister::kInterruptStatus, interrupt_status);
   Store(MmioRegister::kStatus, saved_status);

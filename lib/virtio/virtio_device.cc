@@ -85,25 +85,34 @@ void VirtioDevice::StopLocked() {
 
 absl::Status VirtioDevice::Activate(uint64_t features,
                                     std::span<const QueueConfig> queues) {
-  const base::MutexLock lock(&mutex_);
-  CATNAP_RETURN_IF_ERROR(StartQueuesLocked(features, queues, {}));
-  ServeAllLocked();
+  {
+    const base::MutexLock lock(&mutex_);
+    CATNAP_RETURN_IF_ERROR(StartQueuesLocked(features, queues, {}));
+    ServeAllLocked();
+  }
+  AfterServing();
   return absl::OkStatus();
 }
 
 void VirtioDevice::Reset() {
-  const base::MutexLock lock(&mutex_);
-  active_ = false;
-  DrainLocked();
-  StopLocked();
-  failed_ = false;
-  features_ = 0;
-  ResetLocked();
+  {
+    const base::MutexLock lock(&mutex_);
+    active_ = false;
+    DrainLocked();
+    StopLocked();
+    failed_ = false;
+    features_ = 0;
+    ResetLocked();
+  }
+  AfterServing();
 }
 
 void VirtioDevice::Kick() {
-  const base::MutexLock lock(&mutex_);
-  ServeAllLocked();
+  {
+    const base::MutexLock lock(&mutex_);
+    ServeAllLocked();
+  }
+  AfterServing();
 }
 
 void VirtioDevice::Quiesce() {
@@ -113,10 +122,14 @@ void VirtioDevice::Quiesce() {
 }
 
 void VirtioDevice::Resume() {
-  const base::MutexLock lock(&mutex_);
-  quiesced_ = false;
-  if (active_ && link_ != nullptr) link_->Interrupt();
-  ServeAllLocked();
+  {
+    const base::MutexLock lock(&mutex_);
+    quiesced_ = false;
+    ResumeLocked();
+    if (active_ && link_ != nullptr) link_->Interrupt();
+    ServeAllLocked();
+  }
+  AfterServing();
 }
 
 void VirtioDevice::ServeAllLocked() {

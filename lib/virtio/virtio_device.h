@@ -145,6 +145,11 @@ class VirtioDevice {
   virtual void DrainLocked() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {}
   // The driver is gone: forgets what it knew of it. Nothing is in flight.
   virtual void ResetLocked() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {}
+  // Serving starts again after Quiesce() or LoadState().
+  virtual void ResumeLocked() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {}
+  // Comes after each Activate(), Reset(), Kick() and Resume(), on the same
+  // thread, with no lock held: what was learnt may be told to others.
+  virtual void AfterServing() {}
   virtual void SaveOwnLocked(state::StateEncoder& out) const
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) = 0;
   virtual absl::Status LoadOwnLocked(state::StateDecoder in)

@@ -248,9 +248,7 @@ const std::vector<Malice> kMalices = {
 
 TEST_CASE("A driver that breaks the rules gets NEEDS_RESET, and only that") {
   ForEachDevice([](const DeviceUnderTest& device) {
-    const size_t queues =
-        VirtioDriver(device.factory).device().traits().queue_sizes.size();
-    for (uint32_t queue = 0; queue < queues; ++queue) {
+    for (const uint32_t queue : device.watched_queues) {
       for (const Malice malice : kMalices) {
         VirtioDriver driver(device.factory);
         REQUIRE(driver.Start());

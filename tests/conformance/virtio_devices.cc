@@ -4,6 +4,7 @@
 
 #include "virtio/balloon/balloon.h"
 #include "virtio/rng/rng.h"
+#include "virtio/vsock/vsock.h"
 
 namespace catnap::test {
 
@@ -20,7 +21,8 @@ std::vector<DeviceUnderTest> AllDevices() {
            },
        .device_id = 4,
        .queue = 0,
-       .good_buffer = {{kBuffers, 64, true}}},
+       .good_buffer = {{kBuffers, 64, true}},
+       .watched_queues = {0}},
       {.name = "balloon",
        .factory =
            [](memory::GuestMemory* memory) {
@@ -28,7 +30,18 @@ std::vector<DeviceUnderTest> AllDevices() {
            },
        .device_id = 5,
        .queue = 3,
-       .good_buffer = {{kBuffers, 8192, true}}},
+       .good_buffer = {{kBuffers, 8192, true}},
+       .watched_queues = {0, 1, 2, 3}},
+      {.name = "vsock",
+       .factory =
+           [](memory::GuestMemory* memory) {
+             return std::make_unique<virtio::Vsock>(virtio::VsockOptions{},
+                                                    memory);
+           },
+       .device_id = 19,
+       .queue = 1,
+       .good_buffer = {{kBuffers, 44, false}},
+       .watched_queues = {1}},
   };
 }
 

@@ -17,6 +17,8 @@ struct DeviceUnderTest {
   // it, at VirtioDriver::kBuffers.
   uint32_t queue = 0;
   std::vector<Piece> good_buffer;
+  // The queues that the device looks at whenever it is kicked.
+  std::vector<uint32_t> watched_queues;
 };
 
 // All devices that the library has: add a new one here.

@@ -290,11 +290,14 @@ void PutDescriptor(Bytes* to, uint8_t queue, uint8_t index, uint32_t gpa,
 
 std::vector<Seed> VirtioDriverSeeds() {
   std::vector<Seed> seeds;
-  for (const uint8_t device : {uint8_t{0}, uint8_t{1}}) {
-    const auto name = [device](const char* what) {
-      return std::string(device == 0 ? "rng_" : "balloon_") + what;
+  const std::array<const char*, 3> names = {"rng_", "balloon_", "vsock_"};
+  const std::array<uint8_t, 3> queues = {0, 3, 1};
+  for (size_t i = 0; i < names.size(); ++i) {
+    const auto device = static_cast<uint8_t>(i);
+    const auto name = [&](const char* what) {
+      return std::string(names[device]) + what;
     };
-    const uint8_t queue = device == 0 ? 0 : 3;
+    const uint8_t queue = queues[device];
     Bytes good = {device};
     PutStep(&good, 1, 0);  // Starts,
     Put(&good, uint8_t{0});
@@ -325,6 +328,39 @@ std::vector<Seed> VirtioDriverSeeds() {
     seeds.push_back({name("registers"), registers});
   }
   return seeds;
+}
+
+// One packet as vsock_fuzz reads it.
+void PutPacket(Bytes* to, uint8_t operation, uint8_t guest_port,
+               uint16_t length, uint8_t flags) {
+  Put(to, uint8_t{0});
+  Put(to, operation);
+  Put(to, guest_port);
+  Put(to, uint8_t{1});  // Host port.
+  Put(to, length);
+  Put(to, flags);
+  Put(to, uint32_t{65536});  // Its buffer.
+  Put(to, uint32_t{0});      // What left it.
+}
+
+std::vector<Seed> VsockSeeds() {
+  Bytes talk;
+  PutPacket(&talk, 1, 7, 0, 0);    // Request.
+  PutPacket(&talk, 5, 7, 100, 0);  // Data.
+  PutStep(&talk, 4, 0);            // We send
+  Put(&talk, uint16_t{5000});
+  PutStep(&talk, 5, 0);  // and take.
+  Put(&talk, uint16_t{100});
+  PutPacket(&talk, 6, 7, 0, 0);  // Credit update.
+  PutPacket(&talk, 4, 7, 0, 2);  // Half a shutdown,
+  PutPacket(&talk, 4, 7, 0, 3);  // the rest.
+  Bytes ours;
+  PutStep(&ours, 3, 0);  // We connect,
+  PutStep(&ours, 6, 0);  // close for sending,
+  PutStep(&ours, 7, 0);  // close.
+  PutPacket(&ours, 3, 7, 0, 0);
+  PutStep(&ours, 9, 0);  // The transport is reset.
+  return {{"talk", talk}, {"ours", ours}};
 }
 
 bool Write(const std::filesystem::path& corpus, const std::string& target,
@@ -361,6 +397,7 @@ int main(int argc, char** argv) {
       {"section_table_fuzz", catnap::fuzz::SectionSeeds()},
       {"state_decoder_fuzz", catnap::fuzz::StateSeeds()},
       {"virtio_driver_fuzz", catnap::fuzz::VirtioDriverSeeds()},
+      {"vsock_fuzz", catnap::fuzz::VsockSeeds()},
       {"zstd_decompress_fuzz", catnap::fuzz::ZstdSeeds()},
   };
   for (const auto& [target, seeds] : corpora) {

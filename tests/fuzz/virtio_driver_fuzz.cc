@@ -10,6 +10,7 @@
 #include "support/virtio_driver.h"
 #include "virtio/balloon/balloon.h"
 #include "virtio/rng/rng.h"
+#include "virtio/vsock/vsock.h"
 
 // A malicious driver against each device: any register, any bytes in the rings
 // and the buffers, resets and saves at any moment. The first byte chooses the
@@ -23,7 +24,12 @@ namespace {
 using test::VirtioDriver;
 
 VirtioDriver::Factory Choose(uint8_t selector) {
-  if (selector % 2 == 0) {
+  if (selector % 3 == 2) {
+    return [](memory::GuestMemory* memory) {
+      return std::make_unique<Vsock>(VsockOptions{}, memory);
+    };
+  }
+  if (selector % 3 == 0) {
     return [](memory::GuestMemory* memory) {
       return std::make_unique<Rng>(
           RngOptions{.bytes_per_second = 1e12, .burst_bytes = 1e12}, memory);

@@ -11,13 +11,17 @@
  * kernel command line chooses how, so that a VMM can be tested against each
  * end: `poweroff` (default), `reboot`, `panic` (process 1 exits), `hang` (spins
  * on the CPU for ever) or `idle` (sleeps for ever). `random` reads from the
- * machine's entropy device, says how many bytes came, and powers off.
+ * machine's entropy device, says how many bytes came, and powers off; `vsock`
+ * connects to port 1024 of the host, sends back all that it gets, and does.
  */
+#include <errno.h>
 #include <fcntl.h>
+#include <linux/vm_sockets.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/mount.h>
 #include <sys/reboot.h>
+#include <sys/socket.h>
 #include <sys/utsname.h>
 #include <time.h>
 #include <unistd.h>
@@ -75,18 +79,52 @@ static void Report(void) {
   }
 }
 
+static void Say(const char* what, long value) {
+  char line[64];
+  snprintf(line, sizeof(line), "catnap-init: %s=%ld\n", what, value);
+  if (write(STDOUT_FILENO, line, strlen(line)) < 0) {
+    /* As above. */
+  }
+}
+
 static void ReportRandom(void) {
   unsigned char bytes[32];
-  char line[64];
   ssize_t length = -1;
   int fd;
   mount("devtmpfs", "/dev", "devtmpfs", MS_NOSUID, NULL);
   fd = open("/dev/hwrng", O_RDONLY | O_CLOEXEC);
   if (fd >= 0) length = read(fd, bytes, sizeof(bytes));
-  snprintf(line, sizeof(line), "catnap-init: hwrng bytes=%ld\n", (long)length);
-  if (write(STDOUT_FILENO, line, strlen(line)) < 0) {
-    /* As above. */
+  Say("hwrng bytes", (long)length);
+}
+
+static void EchoToHost(void) {
+  static char bytes[65536];
+  struct sockaddr_vm host;
+  long total = 0;
+  ssize_t length;
+  int fd = socket(AF_VSOCK, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  memset(&host, 0, sizeof(host));
+  host.svm_family = AF_VSOCK;
+  host.svm_cid = VMADDR_CID_HOST;
+  host.svm_port = 1024;
+  if (connect(fd, (struct sockaddr*)&host, sizeof(host)) != 0) {
+    Say("vsock connect errno", errno);
+    return;
   }
+  while ((length = read(fd, bytes, sizeof(bytes))) > 0) {
+    ssize_t done = 0;
+    while (done < length) {
+      ssize_t written = write(fd, bytes + done, (size_t)(length - done));
+      if (written < 0) {
+        Say("vsock write errno", errno);
+        return;
+      }
+      done += written;
+    }
+    total += length;
+  }
+  close(fd);
+  Say("vsock bytes", total);
 }
 
 /* The value of the last word `catnap.action=` of the command line. */
@@ -115,6 +153,7 @@ int main(void) {
   action = Action(command_line);
   if (strcmp(action, "panic") == 0) return 1;
   if (strcmp(action, "random") == 0) ReportRandom();
+  if (strcmp(action, "vsock") == 0) EchoToHost();
   if (strcmp(action, "reboot") == 0) reboot(RB_AUTOBOOT);
   while (strcmp(action, "hang") == 0) {
     __asm__ volatile("" ::: "memory");
