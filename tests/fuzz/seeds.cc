@@ -8,6 +8,9 @@
 #include <utility>
 #include <vector>
 
+#include "agent/frame.h"
+#include "agent/messages.h"
+#include "agent/session.h"
 #include "base/byte_order.h"
 #include "state/encoder.h"
 #include "state/section.h"
@@ -327,6 +330,52 @@ std::vector<Seed> VirtioDriverSeeds() {
   return seeds;
 }
 
+// A connection's first bytes, as the session of a guest sends them.
+class SilentHandler final : public agent::Session::Handler {
+ public:
+  void OnHello(const agent::Hello&) override {}
+  void OnPong(agent::Session::Bytes) override {}
+  void OnOpen(uint32_t, uint32_t, agent::Session::Bytes) override {}
+  void OnData(uint32_t, uint8_t, agent::Session::Bytes, bool) override {}
+  void OnMessage(uint32_t, agent::Session::Bytes) override {}
+  void OnCredit(uint32_t, uint8_t) override {}
+  void OnClose(uint32_t, agent::Session::Bytes) override {}
+  void OnReset(uint32_t, agent::ResetCode, std::string_view) override {}
+};
+
+Bytes AgentHello() {
+  SilentHandler handler;
+  const agent::Session session(agent::Session::Role::kGuest, &handler,
+                               {.name = "seed"});
+  return {session.unsent().begin(), session.unsent().end()};
+}
+
+void PutFrame(Bytes* to, agent::FrameType type, uint8_t channel,
+              uint32_t stream, const Bytes& body, bool end = false) {
+  agent::AppendFrame({.type = type,
+                      .channel = channel,
+                      .end = end,
+                      .stream = stream,
+                      .body = body},
+                     to);
+}
+
+Seed Cut(const std::string& name, uint8_t cut, Bytes bytes) {
+  bytes.insert(bytes.begin(), cut);
+  return {name, bytes};
+}
+
+// The first byte is how the rest is cut.
+std::vector<Seed> AgentFrameSeeds() {
+  Bytes frames = AgentHello();
+  PutFrame(&frames, agent::FrameType::kPing, 0, 0, {1, 2, 3});
+  PutFrame(&frames, agent::FrameType::kData, 2, 6, {'h', 'i'}, true);
+  Bytes half(frames.begin(), frames.end() - 1);
+  return {Cut("whole", 255, frames), Cut("bytes", 0, frames),
+          Cut("half", 6, half),
+          Cut("long", 255, {0xff, 0xff, 0xff, 0xff, 5, 0, 0, 0, 2, 0, 0, 0})};
+}
+
 bool Write(const std::filesystem::path& corpus, const std::string& target,
            const std::vector<Seed>& seeds) {
   std::filesystem::create_directories(corpus / target);
@@ -354,6 +403,7 @@ int main(int argc, char** argv) {
   }
   const catnap::fuzz::Corpora corpora = {
       {"acpi_fuzz", catnap::fuzz::AcpiSeeds()},
+      {"agent_frame_fuzz", catnap::fuzz::AgentFrameSeeds()},
       {"guest_memory_fuzz", catnap::fuzz::GuestMemorySeeds()},
       {"kernel_loader_fuzz", catnap::fuzz::KernelLoaderSeeds()},
       {"log_text_fuzz", catnap::fuzz::LogTextSeeds()},
