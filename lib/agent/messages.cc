@@ -24,7 +24,8 @@ static_assert(static_cast<int>(Kind::kExec) == 1 &&
                   static_cast<int>(Kind::kTreeIn) == 16 &&
                   static_cast<int>(Kind::kTreeOut) == 17 &&
                   static_cast<int>(Kind::kConnect) == 20 &&
-                  static_cast<int>(Kind::kService) == 21,
+                  static_cast<int>(Kind::kService) == 21 &&
+                  static_cast<int>(Kind::kListen) == 22,
               "on the wire: read lib/agent/PROTOCOL.md first");
 static_assert(static_cast<int>(ExitKind::kNotStarted) == 4 &&
                   static_cast<int>(ExitKind::kMemoryLimit) == 3 &&
@@ -216,6 +217,7 @@ Encoded Encode(const ExecControl& message) {
   Put(&out, 1, message.signal);
   Put(&out, 2, message.kill_tree ? 1 : 0);
   PutWindow(&out, 3, message.window);
+  Put(&out, 4, message.detach ? 1 : 0);
   return bytes;
 }
 
@@ -226,6 +228,7 @@ bool Decode(Fields fields, ExecControl* message) {
     if (in.id() == 1) message->signal = in.U32();
     if (in.id() == 2) message->kill_tree = in.Bool();
     if (in.id() == 3) message->window = ReadWindow(in.Message(), &ok);
+    if (in.id() == 4) message->detach = in.Bool();
   }
   return ok && in.ok();
 }

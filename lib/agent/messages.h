@@ -28,6 +28,7 @@ enum class Kind : uint32_t {
   kTreeOut = 17,
   kConnect = 20,
   kService = 21,  // From the guest to the host.
+  kListen = 22,
 };
 
 // Channels of kExec, and of everything else.
@@ -49,7 +50,7 @@ struct WindowSize {
 struct ExecRequest {
   std::vector<std::string> argv{};
   std::vector<std::string> env{};  // "NAME=value", over the guest's own.
-  std::string cwd{};               // Empty: the user's home, or "/".
+  std::string cwd{};               // Empty: "/".
   std::string user{};              // "name", "1000", "name:group". Empty: root.
   std::string stdin_data{};        // At most kMaxInlineData; DATA follows
   bool stdin_open = false;         // if this is set.
@@ -71,6 +72,7 @@ struct Started {
 struct ExecControl {
   uint32_t signal = 0;  // 0: none.
   bool kill_tree = false;
+  bool detach = false;  // A RESET from now on does not kill.
   std::optional<WindowSize> window{};
 };
 

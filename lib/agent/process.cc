@@ -168,6 +168,11 @@ void GuestProcess::Resize(WindowSize size) {
   client_->SendMessage(handler_->stream(), Encode(ExecControl{.window = size}));
 }
 
+void GuestProcess::Detach() {
+  client_->SendMessage(handler_->stream(), Encode(ExecControl{.detach = true}));
+  client_->Cancel(handler_->stream());
+}
+
 uint32_t GuestProcess::stream() const { return handler_->stream(); }
 
 void GuestProcess::Kill() { client_->Cancel(handler_->stream()); }

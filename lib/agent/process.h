@@ -54,6 +54,8 @@ class GuestProcess {
   void Consume(uint8_t channel, size_t bytes);
   void Signal(int signal);
   void Resize(WindowSize size);
+  // Ends the events with CANCELLED and lets the process live on.
+  void Detach();
   // Of the client; for Client::Cancel().
   uint32_t stream() const;
   // Kills the tree and ends the events with CANCELLED.
