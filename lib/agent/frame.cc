@@ -92,7 +92,8 @@ std::optional<Frame> FrameReader::Next(std::span<const uint8_t>* bytes) {
   }
   const auto take = [&](size_t upto) {
     const size_t count = std::min(upto - partial_.size(), bytes->size());
-    partial_.insert(partial_.end(), bytes->begin(), bytes->begin() + count);
+    const auto first = bytes->first(count);
+    partial_.insert(partial_.end(), first.begin(), first.end());
     *bytes = bytes->subspan(count);
     return partial_.size() == upto;
   };

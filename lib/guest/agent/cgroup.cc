@@ -13,6 +13,7 @@ namespace {
 
 constexpr size_t kMaxFree = 8;
 constexpr size_t kMaxStateBytes = 4096;
+constexpr int kKillWaits = 1000;  // Of a millisecond.
 
 }  // namespace
 
@@ -33,7 +34,11 @@ CgroupPool::CgroupPool(const std::string& root) {
 
 CgroupPool::~CgroupPool() {
   for (const Cgroup& group : free_) Remove(group);
-  for (const Cgroup& group : inhabited_) Remove(group);
+  for (const Cgroup& group : inhabited_) {
+    Kill(group);
+    for (int i = 0; i < kKillWaits && !IsEmpty(group); ++i) usleep(1000);
+    Remove(group);
+  }
   if (!base_.empty()) rmdir(base_.c_str());
 }
 
