@@ -30,12 +30,15 @@ namespace catnap::testing {
 // A stream socket as a client's channel, served by a thread of its own.
 class SocketChannel final : public agent::ByteChannel {
  public:
-  explicit SocketChannel(base::UniqueFd fd) : fd_(std::move(fd)) {
+  explicit SocketChannel(
+      base::UniqueFd fd,
+      std::shared_ptr<agent::ServiceListener> services = nullptr)
+      : fd_(std::move(fd)) {
     auto wake = base::CreateEventFd();
     if (!wake.ok()) std::abort();
     wake_ = *std::move(wake);
-    client_ = std::make_unique<agent::Client>(this, &clock_,
-                                              agent::Client::Options{});
+    client_ = std::make_unique<agent::Client>(
+        this, &clock_, agent::Client::Options{.services = std::move(services)});
     thread_ = std::thread([this] { Run(); });
   }
   ~SocketChannel() override {
@@ -113,7 +116,10 @@ inline std::string WritableCgroup() {
 class RunningAgent {
  public:
   // `program` is the agent's path.
-  explicit RunningAgent(const std::string& program) {
+  explicit RunningAgent(
+      const std::string& program,
+      std::shared_ptr<agent::ServiceListener> services = nullptr)
+      : services_(std::move(services)) {
     std::array<int, 2> pair{};
     if (::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair.data()) !=
         0) {
@@ -158,7 +164,7 @@ class RunningAgent {
   base::UniqueFd* socket() { return &ours_; }
   agent::Client* client() {
     if (channel_ == nullptr) {
-      channel_ = std::make_unique<SocketChannel>(std::move(ours_));
+      channel_ = std::make_unique<SocketChannel>(std::move(ours_), services_);
     }
     return channel_->client();
   }
@@ -180,6 +186,7 @@ class RunningAgent {
  private:
   static constexpr int kAgentFd = 200;
 
+  std::shared_ptr<agent::ServiceListener> services_;
   base::UniqueFd ours_;
   pid_t pid_ = -1;
   std::unique_ptr<SocketChannel> channel_;

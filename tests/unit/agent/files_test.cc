@@ -57,7 +57,7 @@ TEST_CASE("A file is written and read back, small and large") {
   RunningAgent agent(CATNAP_GUEST_AGENT);
   const test::TemporaryDirectory dir;
   const std::string path = fs::path(dir.path()) / "file";
-  const size_t size = GENERATE(0, 5, 65'536, 65'537, 3'000'000);
+  const size_t size = GENERATE(as<size_t>(), 0, 5, 65'536, 65'537, 3'000'000);
   std::string data(size, 'x');
   for (size_t i = 0; i < size; i += 1000) data[i] = static_cast<char>(i / 1000);
   Outcome written;

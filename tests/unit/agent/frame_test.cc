@@ -26,7 +26,7 @@ TEST_CASE("A frame's bytes are those of PROTOCOL.md") {
 }
 
 TEST_CASE("Frames come out however their bytes are cut") {
-  const size_t cut = GENERATE(1, 5, 11, 12, 13, 100);
+  const size_t cut = GENERATE(as<size_t>(), 1, 5, 11, 12, 13, 100);
   Bytes bytes = Data(6, {'h', 'i'});
   const Bytes second = Data(8, {});
   bytes.insert(bytes.end(), second.begin(), second.end());

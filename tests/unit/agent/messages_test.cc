@@ -56,7 +56,7 @@ TEST_CASE("Arguments are bounded in number") {
 }
 
 TEST_CASE("Records come out however their bytes are cut") {
-  const size_t cut = GENERATE(1, 3, 4, 7, 1000);
+  const size_t cut = GENERATE(as<size_t>(), 1, 3, 4, 7, 1000);
   FileEntry entry;
   entry.type = EntryType::kFile;
   entry.path = "a/b";
