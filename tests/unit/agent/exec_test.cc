@@ -1,6 +1,7 @@
 #include <catch2/catch.hpp>
 #include <chrono>
 #include <cstdio>
+#include <filesystem>
 #include <future>
 #include <string>
 #include <thread>
@@ -8,6 +9,7 @@
 
 #include "agent/process.h"
 #include "support/running_agent.h"
+#include "support/temporary_directory.h"
 
 namespace catnap::agent {
 namespace {
@@ -86,6 +88,24 @@ TEST_CASE("A process gets its environment, directory and standard input") {
   const auto outcome = agent.Exec(request);
   REQUIRE(outcome.ok());
   CHECK(outcome->stdout_data == "/usr\nb c\n/elsewhere\ninput");
+}
+
+TEST_CASE("A process runs as its user, with no more than it may keep") {
+  if (::geteuid() != 0) {
+    WARN("needs root");
+    return;
+  }
+  RunningAgent agent(CATNAP_GUEST_AGENT);
+  ExecRequest request = Shell("id -u; id -g; grep CapBnd /proc/self/status");
+  request.user = "65000:65001";
+  request.capabilities = 1;
+  const auto outcome = agent.Exec(request);
+  REQUIRE(outcome.ok());
+  CHECK(outcome->stdout_data == "65000\n65001\nCapBnd:\t0000000000000001\n");
+  request.user = "no-such-user";
+  const auto unknown = agent.Exec(request);
+  REQUIRE(unknown.ok());
+  CHECK(unknown->report.kind == ExitKind::kNotStarted);
 }
 
 TEST_CASE("Without standard input a process reads its end") {
@@ -168,12 +188,20 @@ TEST_CASE("A timeout kills the whole tree") {
 
 TEST_CASE("A child that lives on neither delays the report nor is ended") {
   RunningAgent agent(CATNAP_GUEST_AGENT);
-  const auto outcome = agent.Exec(Shell(
-      "(sleep 0.3; echo late; echo late; touch $0.$$) & echo now; exit 4"));
+  const test::TemporaryDirectory dir;
+  const auto outcome =
+      agent.Exec(Shell("(sleep 0.3; echo late; echo late; touch " +
+                       dir.File("end") + ") & echo now; exit 4"));
   REQUIRE(outcome.ok());
   CHECK(outcome->report.exit_code == 4);
   CHECK(outcome->stdout_data == "now\n");
   CHECK(outcome->report.wall_ns < 250'000'000);
+  bool ended = false;
+  for (int i = 0; i < 500 && !ended; ++i) {
+    std::this_thread::sleep_for(10ms);
+    ended = std::filesystem::exists(dir.File("end"));
+  }
+  CHECK(ended);
 }
 
 TEST_CASE("Cancelling kills the process") {
