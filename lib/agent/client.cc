@@ -123,7 +123,7 @@ void Client::OnTime() {
         ++at;
         continue;
       }
-      events_.push_back([done = std::move(at->second.done)]() mutable {
+      events_.emplace_back([done = std::move(at->second.done)]() mutable {
         std::move(done)(Unresponsive("the guest agent does not answer"));
       });
       at = pings_.erase(at);
@@ -147,7 +147,7 @@ void Client::Ping(Time deadline, PingDone done) {
 
 void Client::EndPings(const absl::Status& reason) {
   for (auto& [token, waiter] : pings_) {
-    events_.push_back([done = std::move(waiter.done), reason]() mutable {
+    events_.emplace_back([done = std::move(waiter.done), reason]() mutable {
       std::move(done)(reason);
     });
   }
@@ -235,7 +235,7 @@ std::shared_ptr<StreamHandler> Client::FindLocked(uint32_t stream) {
 void Client::End(uint32_t stream, absl::StatusOr<Encoded> result) {
   const auto at = handlers_.find(stream);
   if (at == handlers_.end()) return;
-  events_.push_back(
+  events_.emplace_back(
       [handler = std::move(at->second), result = std::move(result)]() mutable {
         handler->OnEnd(std::move(result));
       });
@@ -250,7 +250,7 @@ void Client::QueueBounded(size_t bytes, Event event) {
     return;
   }
   queued_bytes_ += bytes;
-  events_.push_back([this, bytes, event = std::move(event)]() mutable {
+  events_.emplace_back([this, bytes, event = std::move(event)]() mutable {
     {
       base::MutexLock lock(&mutex_);
       queued_bytes_ -= bytes;
@@ -266,7 +266,7 @@ void Client::OnPong(Session::Bytes body) {
   if (body.size() == sizeof(token)) token = base::LoadLe<uint64_t>(body.data());
   const auto at = pings_.find(token);
   if (at == pings_.end()) return;  // Too late, or made up.
-  events_.push_back([done = std::move(at->second.done)]() mutable {
+  events_.emplace_back([done = std::move(at->second.done)]() mutable {
     std::move(done)(absl::OkStatus());
   });
   pings_.erase(at);
@@ -317,7 +317,7 @@ void Client::OnData(uint32_t stream, uint8_t channel, Session::Bytes data,
   if (data.size() < kEventBytes) {
     QueueBounded(data.size(), std::move(event));
   } else {
-    events_.push_back(std::move(event));
+    events_.emplace_back(std::move(event));
   }
 }
 
@@ -346,7 +346,7 @@ void Client::WakeBlocked() {
   for (const uint32_t stream : blocked) {
     const auto handler = FindLocked(stream);
     if (handler != nullptr) {
-      events_.push_back([handler] { handler->OnWritable(); });
+      events_.emplace_back([handler] { handler->OnWritable(); });
     }
   }
 }
@@ -363,7 +363,7 @@ void Client::OnClose(uint32_t stream, Session::Bytes fields) {
 
 void Client::OnReset(uint32_t stream, ResetCode code, std::string_view text) {
   absl::Status status = closed_.ok() ? ResetStatus(code, text) : closed_;
-  events_.push_back([this, stream, status = std::move(status)]() mutable {
+  events_.emplace_back([this, stream, status = std::move(status)]() mutable {
     base::MutexLock lock(&mutex_);
     End(stream, std::move(status));
   });

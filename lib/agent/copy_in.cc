@@ -179,7 +179,7 @@ absl::Status CopyIn(Client* client, const std::filesystem::path& from,
       const auto stream,
       TreeStream::Open(client, Kind::kTreeIn, {.path = to}, deadline));
   TreeReader reader(stream.get(), from.string(), limits);
-  const absl::Status status = reader.Run();
+  absl::Status status = reader.Run();
   if (!status.ok()) {
     stream->Cancel();
     return status;

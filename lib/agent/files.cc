@@ -110,17 +110,11 @@ class FileCall final : public StreamHandler {
 
   void OnEnd(absl::StatusOr<Encoded> fields) override {
     FileResult result;
-    if (!fields.ok()) {
-      std::move(done_)(fields.status(), {});
-    } else if (!Decode(*fields, &result)) {
-      std::move(done_)(Malformed(), {});
-    } else if (result.error != 0) {
-      std::move(done_)(FileStatusOf(result), {});
-    } else if (refused_) {
-      std::move(done_)(Malformed(), {});
-    } else {
-      std::move(done_)(absl::OkStatus(), std::move(result));
-    }
+    absl::Status status = fields.status();
+    if (status.ok() && !Decode(*fields, &result)) status = Malformed();
+    if (status.ok()) status = FileStatusOf(result);
+    if (status.ok() && refused_) status = Malformed();
+    std::move(done_)(std::move(status), std::move(result));
   }
 
  private:
@@ -140,7 +134,7 @@ void Simple(Client* client, Kind kind, const FileRequest& request,
             Deadline deadline, FileStatus done) {
   FileCall::Start(
       client, kind, request, deadline, nullptr, "",
-      [done = std::move(done)](absl::Status status, FileResult) mutable {
+      [done = std::move(done)](absl::Status status, const FileResult&) mutable {
         std::move(done)(std::move(status));
       });
 }
@@ -166,7 +160,7 @@ void ReadFile(Client* client, const std::string& path, uint64_t max_bytes,
       },
       "",
       [content, done = std::move(done)](absl::Status status,
-                                        FileResult) mutable {
+                                        const FileResult&) mutable {
         if (!status.ok()) {
           std::move(done)(std::move(status));
         } else {
@@ -183,7 +177,7 @@ void WriteFile(Client* client, const std::string& path, std::string data,
   request.more = !data.empty();
   FileCall::Start(
       client, Kind::kWriteFile, request, deadline, nullptr, std::move(data),
-      [done = std::move(done)](absl::Status status, FileResult) mutable {
+      [done = std::move(done)](absl::Status status, const FileResult&) mutable {
         std::move(done)(std::move(status));
       });
 }
@@ -229,7 +223,7 @@ void ListDirectory(Client* client, const std::string& path, size_t max_entries,
       },
       "",
       [listing, done = std::move(done)](absl::Status status,
-                                        FileResult) mutable {
+                                        const FileResult&) mutable {
         if (status.ok() && !listing->records.empty()) status = Malformed();
         if (!status.ok()) {
           std::move(done)(std::move(status));

@@ -25,7 +25,8 @@ static_assert(static_cast<int>(Kind::kExec) == 1 &&
                   static_cast<int>(Kind::kTreeOut) == 17 &&
                   static_cast<int>(Kind::kConnect) == 20 &&
                   static_cast<int>(Kind::kService) == 21 &&
-                  static_cast<int>(Kind::kListen) == 22,
+                  static_cast<int>(Kind::kListen) == 22 &&
+                  static_cast<int>(Kind::kPowerOff) == 30,
               "on the wire: read lib/agent/PROTOCOL.md first");
 static_assert(static_cast<int>(ExitKind::kNotStarted) == 4 &&
                   static_cast<int>(ExitKind::kMemoryLimit) == 3 &&

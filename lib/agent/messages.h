@@ -29,6 +29,7 @@ enum class Kind : uint32_t {
   kConnect = 20,
   kService = 21,  // From the guest to the host.
   kListen = 22,
+  kPowerOff = 30,
 };
 
 // Channels of kExec, and of everything else.

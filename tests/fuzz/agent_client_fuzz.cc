@@ -60,7 +60,7 @@ void Run(std::span<const uint8_t> bytes, size_t cut) {
     const auto later = clock.now + std::chrono::seconds(1);
     // Streams 2 to 12, in this order: the corpus counts on it.
     FUZZ_CHECK(Exec(&client, {.argv = {"a"}}, kMost, later,
-                    [&](absl::StatusOr<ExecOutcome> outcome) {
+                    [&](const absl::StatusOr<ExecOutcome>& outcome) {
                       ++ended;
                       if (!outcome.ok()) return;
                       FUZZ_CHECK(outcome->stdout_data.size() +
@@ -70,23 +70,25 @@ void Run(std::span<const uint8_t> bytes, size_t cut) {
                     })
                    .ok());
     ReadFile(&client, "/a", kMost, later,
-             [&](absl::StatusOr<std::string> read) {
+             [&](const absl::StatusOr<std::string>& read) {
                ++ended;
                FUZZ_CHECK(!read.ok() || read->size() <= kMost);
              });
     ListDirectory(&client, "/a", 3, later,
-                  [&](absl::StatusOr<std::vector<FileEntry>> list) {
+                  [&](const absl::StatusOr<std::vector<FileEntry>>& list) {
                     ++ended;
                     FUZZ_CHECK(!list.ok() || list->size() <= 3);
                   });
-    Stat(&client, "/a", later, [&](absl::StatusOr<FileEntry>) { ++ended; });
-    FUZZ_CHECK(ListProcesses(
-                   &client, later,
-                   [&](absl::StatusOr<std::vector<ProcessEntry>>) { ++ended; })
-                   .ok());
+    Stat(&client, "/a", later,
+         [&](const absl::StatusOr<FileEntry>&) { ++ended; });
+    FUZZ_CHECK(
+        ListProcesses(
+            &client, later,
+            [&](const absl::StatusOr<std::vector<ProcessEntry>>&) { ++ended; })
+            .ok());
     WriteFile(&client, "/a", std::string(300'000, 'x'), 0600, later,
-              [&](absl::Status) { ++ended; });
-    client.Ping(later, [&](absl::Status) { ++ended; });
+              [&](const absl::Status&) { ++ended; });
+    client.Ping(later, [&](const absl::Status&) { ++ended; });
     while (!bytes.empty()) {
       const auto piece = bytes.first(std::min(cut, bytes.size()));
       bytes = bytes.subspan(piece.size());

@@ -103,7 +103,7 @@ class SocketChannel final : public agent::ByteChannel {
 // A cgroup2 directory that tests may use; "" when there is none.
 inline std::string WritableCgroup() {
   for (const char* root : {"/sys/fs/cgroup/unified", "/sys/fs/cgroup"}) {
-    const std::string path = root;
+    std::string path = root;
     if (::access((path + "/cgroup.kill").c_str(), F_OK) == 0 ||
         ::access((path + "/cgroup.controllers").c_str(), F_OK) == 0) {
       if (::access(path.c_str(), W_OK) == 0) return path;
@@ -133,6 +133,7 @@ class RunningAgent {
     std::vector<std::string> texts = {program, "--fd", number};
     if (!cgroup.empty()) texts.insert(texts.end(), {"--cgroup", cgroup});
     std::vector<char*> argv;
+    argv.reserve(texts.size() + 1);
     for (std::string& text : texts) argv.push_back(text.data());
     argv.push_back(nullptr);
     std::array<char*, 1> env = {nullptr};

@@ -6,6 +6,7 @@
 #include <sys/ioctl.h>
 #include <sys/mount.h>
 #include <sys/prctl.h>
+#include <sys/reboot.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -120,6 +121,13 @@ GuestConfig SetUpGuest() {
   const std::string_view port = Argument(command_line, "catnap.port=");
   std::from_chars(port.data(), port.data() + port.size(), config.port);
   return config;
+}
+
+void PowerOff() {
+  sync();
+  reboot(RB_POWER_OFF);
+  // A machine without power-off: process 1 must not end.
+  for (;;) pause();
 }
 
 int ConnectToHost(uint32_t port) {

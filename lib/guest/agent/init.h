@@ -18,6 +18,9 @@ struct GuestConfig {
 // protects this process. What fails is said on the console and left out.
 GuestConfig SetUpGuest();
 
+// Ends the machine; what the disk's cache holds is written first.
+[[noreturn]] void PowerOff();
+
 // A connected vsock stream to the host; below 0: not now. Gives up after a
 // second.
 int ConnectToHost(uint32_t port);

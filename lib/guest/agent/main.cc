@@ -8,6 +8,7 @@
 #include <signal.h>
 #include <unistd.h>
 
+#include <chrono>
 #include <cstdlib>
 #include <string>
 #include <string_view>
@@ -22,6 +23,8 @@
 namespace catnap::guest {
 namespace {
 
+constexpr std::chrono::milliseconds kReconnect{10};
+
 // Serves one connection until it ends.
 void Serve(int fd, Loop* loop, ProcessTable* processes) {
   Server server(fd, loop,
@@ -34,6 +37,9 @@ void Serve(int fd, Loop* loop, ProcessTable* processes) {
                       return processes->AttachTo(to, stream, request);
                     case agent::Kind::kListProcesses:
                       return processes->List(to, stream);
+                    case agent::Kind::kPowerOff:
+                      if (processes->is_init()) PowerOff();
+                      return nullptr;
                     case agent::Kind::kConnect:
                       return MakeConnectTask(to, stream, request);
                     case agent::Kind::kListen:
@@ -46,6 +52,8 @@ void Serve(int fd, Loop* loop, ProcessTable* processes) {
   while (server.ok()) {
     loop->RunOnce();
     server.Flush();
+    // After the answer is on its way: giving a cgroup back takes time.
+    processes->DestroyEnded();
   }
 }
 
@@ -70,7 +78,7 @@ int Run(int argc, char** argv) {
   if (!is_init && fd < 0) return 2;
   sigset_t all;
   sigfillset(&all);
-  sigprocmask(SIG_BLOCK, &all, nullptr);
+  pthread_sigmask(SIG_BLOCK, &all, nullptr);
   GuestConfig config;
   if (is_init) {
     config = SetUpGuest();
@@ -90,7 +98,14 @@ int Run(int argc, char** argv) {
   for (;;) {
     const int connection = ConnectToHost(config.port);
     if (connection >= 0) Serve(connection, &loop, &processes);
-    usleep(10'000);
+    // Meanwhile processes end and write.
+    bool again = false;
+    loop.AddTimer(std::chrono::steady_clock::now() + kReconnect,
+                  [&again] { again = true; });
+    while (!again) {
+      loop.RunOnce();
+      processes.DestroyEnded();
+    }
   }
 }
 

@@ -135,7 +135,7 @@ std::optional<ExitReport> Process::Start(const agent::ExecRequest& request) {
   plan.env = {
       "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
       "HOME=" + plan.user.home};
-  if (terminal_) plan.env.push_back("TERM=xterm");
+  if (terminal_) plan.env.emplace_back("TERM=xterm");
   for (const std::string& variable : request.env) {
     SetVariable(&plan.env, variable);
   }
@@ -201,7 +201,7 @@ std::optional<ExitReport> Process::Start(const agent::ExecRequest& request) {
 void Process::Attach(Server* server, uint32_t stream) {
   server_ = server;
   stream_ = stream;
-  for (uint8_t i = 0; i < outputs_.size(); ++i) {
+  for (size_t i = 0; i < outputs_.size(); ++i) {
     const std::string kept = std::exchange(outputs_[i].kept, {});
     // Less than the credit of a new stream.
     server->Write(stream, static_cast<uint8_t>(agent::kStdout + i),

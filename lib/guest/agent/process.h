@@ -109,6 +109,8 @@ class ProcessTable final : private Loop::Watcher {
   Process* Find(uint64_t id);
   void Remove(uint64_t id);
   void KillAll();
+  // Destroys the processes that have ended. Between rounds of the loop.
+  void DestroyEnded() { dead_.clear(); }
   // Reads and throws away what children that live on write, so that it does
   // not end them. Owns `fd`.
   void Drain(int fd);
@@ -128,7 +130,7 @@ class ProcessTable final : private Loop::Watcher {
   int null_fd_;
   uint64_t next_id_ = 1;
   std::unordered_map<uint64_t, std::unique_ptr<Process>> processes_;
-  std::vector<std::unique_ptr<Process>> dead_;  // Until the next round.
+  std::vector<std::unique_ptr<Process>> dead_;  // Until DestroyEnded().
   size_t drained_ = 0;                          // Descriptors.
 };
 

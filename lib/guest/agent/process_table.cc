@@ -107,9 +107,6 @@ void ProcessTable::Remove(uint64_t id) {
   if (at == processes_.end()) return;
   dead_.push_back(std::move(at->second));  // Its code is on the stack.
   processes_.erase(at);
-  if (dead_.size() == 1) {
-    loop_->AddTimer(Loop::Time{}, [this] { dead_.clear(); });
-  }
 }
 
 void ProcessTable::KillAll() {

@@ -98,7 +98,7 @@ bool BecomeUser(const User& user) {
   if (chdir(plan.cwd.c_str()) != 0) Give(child, "working directory");
   sigset_t none;
   sigemptyset(&none);
-  sigprocmask(SIG_SETMASK, &none, nullptr);
+  pthread_sigmask(SIG_SETMASK, &none, nullptr);
   int error = ENOENT;
   for (const std::string& program : child->programs) {
     execve(program.c_str(), child->argv.data(), child->env.data());

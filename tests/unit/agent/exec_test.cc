@@ -346,8 +346,9 @@ TEST_CASE("A process that was detached is listed and taken up again") {
   again.on_exit = [&](absl::StatusOr<ExitReport> report) {
     done.set_value(std::move(report));
   };
-  REQUIRE(GuestProcess::Attach(agent.client(), who.process_id, std::move(again))
-              .ok());
+  const auto attached =
+      GuestProcess::Attach(agent.client(), who.process_id, std::move(again));
+  REQUIRE(attached.ok());
   const auto report = done.get_future().get();
   REQUIRE(report.ok());
   CHECK(output.ends_with("after\n"));

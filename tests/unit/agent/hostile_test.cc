@@ -128,7 +128,7 @@ TEST_CASE("An agent that never ends a message flood is cut off") {
     base::MutexLock lock(&mutex);  // A handler that is slow.
     while (!go) changed.Wait(&mutex);
   };
-  events.on_exit = [&](absl::StatusOr<ExitReport> report) {
+  events.on_exit = [&](const absl::StatusOr<ExitReport>& report) {
     done.set_value(report.status());
   };
   auto process = GuestProcess::Start(agent.channel->client(),
