@@ -5,6 +5,13 @@
 # static process 1 cannot carry, and shares the protocol's sources with the
 # library. Sections that nothing uses are left out, and with them Abseil and
 # fmt, which those sources name but the agent never calls.
+#
+# For the guest kernel's builds also agent.initramfs, whose /init it is; install
+# component `guest_kernel`. A consumer's build takes the installed one.
+if(NOT PROJECT_IS_TOP_LEVEL)
+  return()
+endif()
+
 set(_agent_sources
   lib/agent/frame.cc
   lib/agent/messages.cc
@@ -58,8 +65,26 @@ add_custom_command(OUTPUT "${_agent_dir}/catnap-agent"
   DEPENDS ${_agent_objects}
   COMMENT "Linking the guest agent"
   VERBATIM)
-add_custom_target(guest_agent ALL DEPENDS "${_agent_dir}/catnap-agent")
+set(_agent_files "${_agent_dir}/catnap-agent")
+if(NOT CATNAP_GUEST_KERNEL STREQUAL "NONE")
+  set(_agent_pack "${PROJECT_SOURCE_DIR}/cmake/make_initramfs.sh")
+  add_custom_command(OUTPUT "${_agent_dir}/agent.initramfs"
+    COMMAND "${_agent_pack}" "${_agent_dir}/catnap-agent"
+      "${_agent_dir}/agent.initramfs"
+    DEPENDS "${_agent_dir}/catnap-agent" "${_agent_pack}"
+    COMMENT "Packing the guest agent"
+    VERBATIM)
+  list(APPEND _agent_files "${_agent_dir}/agent.initramfs")
+  if(CATNAP_INSTALL)
+    install(FILES "${_agent_dir}/agent.initramfs"
+      DESTINATION "${CMAKE_INSTALL_DATADIR}/catnap/guest"
+      COMPONENT guest_kernel)
+  endif()
+  unset(_agent_pack)
+endif()
+add_custom_target(guest_agent ALL DEPENDS ${_agent_files})
 set(CATNAP_GUEST_AGENT "${_agent_dir}/catnap-agent")
+unset(_agent_files)
 unset(_agent_sources)
 unset(_agent_objects)
 unset(_agent_dir)
