@@ -65,6 +65,8 @@ class StateDecoder {
 
   // Errors: DATA_LOSS, naming the field and its place.
   absl::Status status() const;
+  // status().ok(), for programs that do not link the statuses' text.
+  bool ok() const { return error_ == nullptr; }
 
  private:
   StateDecoder(std::span<const uint8_t> bytes, int depth)

@@ -70,6 +70,8 @@ class StateEncoder {
   // Errors: RESOURCE_EXHAUSTED (no memory, or a field above kMaxFieldBytes),
   // INTERNAL (a bad id, nested too deep, or a message still open).
   absl::Status status() const;
+  // Whether no field failed. Says nothing about messages still open.
+  bool ok() const { return failure_ == Failure::kNone; }
 
  private:
   enum class Failure { kNone, kNoMemory, kTooLong, kBadId, kTooDeep };

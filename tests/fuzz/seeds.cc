@@ -8,6 +8,9 @@
 #include <utility>
 #include <vector>
 
+#include "agent/frame.h"
+#include "agent/messages.h"
+#include "agent/session.h"
 #include "base/byte_order.h"
 #include "state/encoder.h"
 #include "state/section.h"
@@ -363,6 +366,119 @@ std::vector<Seed> VsockSeeds() {
   return {{"talk", talk}, {"ours", ours}};
 }
 
+// A connection's first bytes, as the session of a guest sends them.
+class SilentHandler final : public agent::Session::Handler {
+ public:
+  void OnHello(const agent::Hello&) override {}
+  void OnPong(agent::Session::Bytes) override {}
+  void OnOpen(uint32_t, uint32_t, agent::Session::Bytes) override {}
+  void OnData(uint32_t, uint8_t, agent::Session::Bytes, bool) override {}
+  void OnMessage(uint32_t, agent::Session::Bytes) override {}
+  void OnCredit(uint32_t, uint8_t) override {}
+  void OnClose(uint32_t, agent::Session::Bytes) override {}
+  void OnReset(uint32_t, agent::ResetCode, std::string_view) override {}
+};
+
+Bytes AgentHello() {
+  SilentHandler handler;
+  const agent::Session session(agent::Session::Role::kGuest, &handler,
+                               {.name = "seed"});
+  return {session.unsent().begin(), session.unsent().end()};
+}
+
+void PutFrame(Bytes* to, agent::FrameType type, uint8_t channel,
+              uint32_t stream, const Bytes& body, bool end = false) {
+  agent::AppendFrame({.type = type,
+                      .channel = channel,
+                      .end = end,
+                      .stream = stream,
+                      .body = body},
+                     to);
+}
+
+Seed Cut(const std::string& name, uint8_t cut, Bytes bytes) {
+  bytes.insert(bytes.begin(), cut);
+  return {name, bytes};
+}
+
+// The first byte is how the rest is cut.
+std::vector<Seed> AgentFrameSeeds() {
+  Bytes frames = AgentHello();
+  PutFrame(&frames, agent::FrameType::kPing, 0, 0, {1, 2, 3});
+  PutFrame(&frames, agent::FrameType::kData, 2, 6, {'h', 'i'}, true);
+  Bytes half(frames.begin(), frames.end() - 1);
+  return {Cut("whole", 255, frames), Cut("bytes", 0, frames),
+          Cut("half", 6, half),
+          Cut("long", 255, {0xff, 0xff, 0xff, 0xff, 5, 0, 0, 0, 2, 0, 0, 0})};
+}
+
+// What agent_client_fuzz gets: answers to its calls, in their streams.
+std::vector<Seed> AgentClientSeeds() {
+  using agent::FrameType;
+  Bytes good = AgentHello();
+  PutFrame(&good, FrameType::kData, agent::kStdout, 2, {'h', 'i'});
+  PutFrame(&good, FrameType::kClose, 0, 2, Encode(agent::ExitReport{}));
+  PutFrame(&good, FrameType::kData, 0, 4, {'h', 'i'});
+  PutFrame(&good, FrameType::kClose, 0, 4, {});
+  agent::FileEntry entry;
+  entry.type = agent::EntryType::kFile;
+  entry.path = "name";
+  Bytes list;
+  agent::AppendRecord(Encode(entry), &list);
+  PutFrame(&good, FrameType::kData, 0, 6, list);
+  PutFrame(&good, FrameType::kClose, 0, 6, {});
+  PutFrame(&good, FrameType::kClose, 0, 8,
+           Encode(agent::FileResult{.entry = entry}));
+  Bytes processes;
+  state::StateEncoder out(&processes);
+  out.Bytes(1, Encode(agent::ProcessEntry{1, 2, {"sh"}}));
+  PutFrame(&good, FrameType::kClose, 0, 10, processes);
+  PutFrame(&good, FrameType::kCredit, 0, 12, {8, 0x80, 0x80, 4});
+  PutFrame(&good, FrameType::kClose, 0, 12,
+           Encode(agent::FileResult{.error = 28, .text = "full"}));
+  PutFrame(&good, FrameType::kPong, 0, 0, {1, 0, 0, 0, 0, 0, 0, 0});
+  Bytes service = AgentHello();
+  Bytes open;
+  state::StateEncoder request(&open);
+  request.Unsigned(1, static_cast<uint64_t>(agent::Kind::kService));
+  request.Bytes(2, Encode(agent::PortRequest{80}));
+  PutFrame(&service, FrameType::kOpen, 0, 1, open);
+  PutFrame(&service, FrameType::kData, 0, 1, Bytes(200, 'x'), true);
+  PutFrame(&service, FrameType::kReset, 0, 1, {8, 2});
+  PutFrame(&service, FrameType::kPing, 0, 0, {});
+  return {Cut("good", 255, good), Cut("bytes", 0, good),
+          Cut("service", 40, service)};
+}
+
+// The first byte is the message, in the order of agent_messages_fuzz.
+std::vector<Seed> AgentMessageSeeds() {
+  agent::ExecRequest exec;
+  exec.argv = {"sh", "-c", "true"};
+  exec.env = {"A=b"};
+  exec.pty = agent::WindowSize{};
+  exec.stdin_data = "data";
+  agent::FileEntry entry;
+  entry.type = agent::EntryType::kSymlink;
+  entry.path = "a/b";
+  entry.mtime_ns = -1;
+  entry.link = "c";
+  Bytes records;
+  agent::AppendRecord(Encode(entry), &records);
+  agent::AppendRecord({}, &records);
+  return {
+      Cut("exec", 0, Encode(exec)),
+      Cut("started", 1, Encode(agent::Started{1, 2})),
+      Cut("control", 2,
+          Encode(agent::ExecControl{.signal = 9, .window = exec.pty})),
+      Cut("report", 3, Encode(agent::ExitReport{.signal = 9, .text = "no"})),
+      Cut("process", 4, Encode(agent::ProcessEntry{1, 2, {"sh"}})),
+      Cut("file", 5, Encode(agent::FileRequest{.path = "/a", .data = "d"})),
+      Cut("entry", 6, Encode(entry)),
+      Cut("result", 7, Encode(agent::FileResult{.error = 2, .entry = entry})),
+      Cut("port", 8, Encode(agent::PortRequest{80})),
+      Cut("records", 9, records)};
+}
+
 bool Write(const std::filesystem::path& corpus, const std::string& target,
            const std::vector<Seed>& seeds) {
   std::filesystem::create_directories(corpus / target);
@@ -390,6 +506,9 @@ int main(int argc, char** argv) {
   }
   const catnap::fuzz::Corpora corpora = {
       {"acpi_fuzz", catnap::fuzz::AcpiSeeds()},
+      {"agent_client_fuzz", catnap::fuzz::AgentClientSeeds()},
+      {"agent_messages_fuzz", catnap::fuzz::AgentMessageSeeds()},
+      {"agent_frame_fuzz", catnap::fuzz::AgentFrameSeeds()},
       {"guest_memory_fuzz", catnap::fuzz::GuestMemorySeeds()},
       {"kernel_loader_fuzz", catnap::fuzz::KernelLoaderSeeds()},
       {"log_text_fuzz", catnap::fuzz::LogTextSeeds()},
