@@ -176,10 +176,11 @@ void CowLayer::ReadParentEdges(const std::shared_ptr<LayerRequest>& request) {
 void CowLayer::PlanWriteLocked(LayerTransfer* transfer,
                                std::vector<LayerPart>* parts) {
   const uint64_t end = transfer->offset + TotalBytes(transfer->buffers);
-  const auto holds = [&](uint64_t offset) {
-    const MapEntry entry = map_->Get(offset / kClusterBytes);
-    return (entry.data_bits & BitOf(offset / kBlockBytes)) != 0;
-  };
+  const auto holds =
+      [&](uint64_t offset) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+        const MapEntry entry = map_->Get(offset / kClusterBytes);
+        return (entry.data_bits & BitOf(offset / kBlockBytes)) != 0;
+      };
   transfer->wide_offset = transfer->offset;
   transfer->wide_end = end;
   if (!holds(transfer->offset)) {
@@ -193,7 +194,8 @@ void CowLayer::PlanWriteLocked(LayerTransfer* transfer,
   const uint64_t head = transfer->offset - transfer->wide_offset;
   const uint64_t tail = transfer->wide_end - end;
   transfer->edges.assign(head + tail, 0);
-  const auto fill = [&](uint64_t at, uint64_t offset, uint64_t length) {
+  const auto fill = [&](uint64_t at, uint64_t offset,
+                        uint64_t length) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
     const MapEntry entry = map_->Get(offset / kClusterBytes);
     if (length == 0 || (entry.zero_bits & BitOf(offset / kBlockBytes)) != 0) {
       return;
