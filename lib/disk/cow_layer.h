@@ -193,7 +193,6 @@ class CowLayer final : public BlockIo,
   // In the order of their calls. One runs when none before it overlaps.
   std::list<std::shared_ptr<LayerRequest>> requests_ ABSL_GUARDED_BY(mutex_);
   size_t waiting_ ABSL_GUARDED_BY(mutex_) = 0;
-  uint32_t last_cluster_ ABSL_GUARDED_BY(mutex_) = 0;  // Given out.
 
   std::vector<FlushWaiter> flushes_ ABSL_GUARDED_BY(mutex_);
   bool commit_running_ ABSL_GUARDED_BY(mutex_) = false;

@@ -249,12 +249,12 @@ absl::Status CowLayer::PlanDataLocked(const LayerTransfer& transfer,
     const uint64_t cluster = at / kClusterBytes;
     MapEntry entry = map_->Get(cluster);
     if (entry.cluster == 0) {
-      const auto fresh = space_->AllocateCluster(last_cluster_);
+      const auto fresh = space_->AllocateCluster();
       if (!fresh.has_value()) {
         return absl::ResourceExhaustedError(
             "the layer file is as large as its format allows");
       }
-      entry.cluster = last_cluster_ = *fresh;
+      entry.cluster = *fresh;
       map_->Set(cluster, entry);
     }
     const uint64_t place = PlaceOf(entry, at);

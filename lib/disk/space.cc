@@ -104,22 +104,18 @@ void SpaceMap::FinishClaims() {
   std::reverse(free_pages_.begin(), free_pages_.end());
 }
 
-std::optional<uint32_t> SpaceMap::AllocateCluster(uint32_t after) {
-  uint64_t cluster = uint64_t{after} + 1;
-  if (after == 0 || used_.Test(cluster)) {
-    search_from_ = used_.FirstClear(search_from_);
-    cluster = search_from_;
-  }
-  if (cluster >= kMaxClusters) return std::nullopt;
-  used_.Set(cluster);
-  return static_cast<uint32_t>(cluster);
+std::optional<uint32_t> SpaceMap::AllocateCluster() {
+  search_from_ = used_.FirstClear(search_from_);
+  if (search_from_ >= kMaxClusters) return std::nullopt;
+  used_.Set(search_from_);
+  return static_cast<uint32_t>(search_from_);
 }
 
 void SpaceMap::FreeCluster(uint32_t cluster) { freed_.Set(cluster); }
 
 std::optional<uint32_t> SpaceMap::AllocatePage() {
   if (free_pages_.empty()) {
-    const auto cluster = AllocateCluster(0);
+    const auto cluster = AllocateCluster();
     if (!cluster.has_value()) return std::nullopt;
     for (uint32_t i = kPagesPerCluster; i > 0; --i) {
       free_pages_.push_back(*cluster * kPagesPerCluster + i - 1);

@@ -54,9 +54,10 @@ class SpaceMap {
   // The pages beside those claimed are free. Call it once, after all claims.
   void FinishClaims();
 
-  // A cluster behind `after` if that is free, so that data that belongs
-  // together lies together. Empty: the file is as large as the format allows.
-  std::optional<uint32_t> AllocateCluster(uint32_t after);
+  // The lowest that is free, so that the file stays short and neighbours on the
+  // disk become neighbours in the file. Empty: the file is as large as the
+  // format allows.
+  std::optional<uint32_t> AllocateCluster();
   void FreeCluster(uint32_t cluster);
   std::optional<uint32_t> AllocatePage();
   // The commit that is being made no longer names the page.

@@ -254,13 +254,13 @@ std::string RunLives(uint64_t seed, int steps, Trouble&& trouble) {
 }
 
 TEST_CASE("A CowLayer keeps what was flushed through crashes at any moment") {
-  const uint64_t seed = GENERATE(range(1, 25));
+  const uint64_t seed = GENERATE(range(uint64_t{1}, uint64_t{25}));
   CAPTURE(seed);
   CHECK(RunLives(seed, 400, [](Session*) {}) == "");
 }
 
 TEST_CASE("A CowLayer keeps what was flushed when holes cannot be punched") {
-  const uint64_t seed = GENERATE(range(100, 105));
+  const uint64_t seed = GENERATE(range(uint64_t{100}, uint64_t{105}));
   CAPTURE(seed);
   CHECK(RunLives(seed, 400, [](Session* session) {
           session->file().set_can_punch(false);
@@ -268,7 +268,7 @@ TEST_CASE("A CowLayer keeps what was flushed when holes cannot be punched") {
 }
 
 TEST_CASE("A CowLayer keeps what was flushed while the disk is full at times") {
-  const uint64_t seed = GENERATE(range(200, 215));
+  const uint64_t seed = GENERATE(range(uint64_t{200}, uint64_t{215}));
   CAPTURE(seed);
   CHECK(RunLives(seed, 600, [](Session* session) {
           const uint64_t dice = session->random()() % 40;

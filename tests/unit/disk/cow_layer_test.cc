@@ -150,8 +150,10 @@ TEST_CASE("A CowLayer gives discarded clusters back and uses them again") {
   CHECK(bench->file->punched_bytes() == 4 * kMiB);
   CHECK(bench->layer->allocated_bytes() == used - 4 * kMiB);
   CHECK(bench->ValueAt(0) == SectorValue{0});  // Not the parent's.
+  const uint64_t size = *bench->file->Size();
   CHECK(bench->Write(32 * kMiB, 4 * kMiB, 9) == kOk);
   CHECK(bench->layer->allocated_bytes() == used);
+  CHECK(*bench->file->Size() == size);
 }
 
 TEST_CASE("A CowLayer refuses what is no range of it") {
@@ -354,7 +356,9 @@ TEST_CASE("A damaged layer file is an error that says where") {
   }
   for (size_t size = 0; size < good.size(); size += 512) {
     const absl::Status status =
-        Bench::Reopen(FileImage(good.begin(), good.begin() + size))->status;
+        Bench::Reopen(FileImage(good.begin(),
+                                good.begin() + static_cast<ptrdiff_t>(size)))
+            ->status;
     CAPTURE(size, status.ToString());
     CHECK(absl::IsDataLoss(status));
     CHECK(status.ToString().size() > 20);

@@ -1,5 +1,6 @@
 #include <fcntl.h>
 #include <signal.h>
+#include <sys/mount.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -8,6 +9,7 @@
 #include <cstring>
 #include <memory>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
@@ -165,6 +167,92 @@ TEST_CASE("A CowLayer on a file keeps many requests in flight") {
     same = same && all[at] == (at % kStep < 8192 ? 9 : 3);
   }
   CHECK(same);
+}
+
+TEST_CASE("A CowLayer takes requests of several threads over a shared disk") {
+  const test::TemporaryDirectory directory;
+  const auto base_loop = io::MakeLoop({});
+  const auto loop = io::MakeLoop({});
+  const auto base =
+      OpenFile(directory.File("raw"), O_RDWR | O_CREAT, base_loop.get());
+  REQUIRE(base->SetSize(8 * kMiB).ok());
+  const auto raw = RawDisk::Create(base, {});
+  REQUIRE(raw.ok());
+  auto layer = CowLayer::CreateOnTop(
+      OpenFile(directory.File("layer"), O_RDWR | O_CREAT, loop.get()), *raw,
+      {});
+  REQUIRE(layer.ok());
+  const auto work = [&](uint8_t id) {
+    for (uint64_t i = 0; i < 50; ++i) {
+      // Halves of one block, so that the two meet.
+      Write(layer->get(), Fill(2048, id), i * 4096 + id * 2048U);
+      if (i % 10 == 0) Flush(layer->get());
+    }
+  };
+  {
+    const std::jthread one(work, uint8_t{0});
+    const std::jthread other(work, uint8_t{1});
+  }
+  auto expected = Fill(4096, 0);
+  std::fill(expected.begin() + 2048, expected.end(), uint8_t{1});
+  for (uint64_t i = 0; i < 50; ++i) {
+    CHECK(Read(layer->get(), 4096, i * 4096) == expected);
+  }
+  WaitForDrain(layer->get());
+}
+
+// A file system of a few KiB, where the process may mount one.
+class SmallFileSystem {
+ public:
+  explicit SmallFileSystem(std::string path)
+      : path_(std::move(path)), mounted_(Mount(0, "size=256k")) {}
+  SmallFileSystem(const SmallFileSystem&) = delete;
+  SmallFileSystem& operator=(const SmallFileSystem&) = delete;
+  ~SmallFileSystem() {
+    if (mounted_) ::umount2(path_.c_str(), MNT_DETACH);
+  }
+  bool mounted() const { return mounted_; }
+  bool Grow() { return Mount(MS_REMOUNT, "size=16m"); }
+
+ private:
+  bool Mount(unsigned long flags, const char* options) {  // NOLINT
+    return ::mount("tmpfs", path_.c_str(), "tmpfs", flags, options) == 0;
+  }
+  const std::string path_;
+  const bool mounted_;
+};
+
+TEST_CASE("A CowLayer waits for room on a file system that is full") {
+  const auto backend = GENERATE(from_range(io::Backends()));
+  const test::TemporaryDirectory directory;
+  SmallFileSystem small(directory.path());
+  if (!small.mounted()) {
+    WARN("not tried: this process may not mount a tmpfs");
+    return;
+  }
+  const auto loop = io::MakeLoop({.backend = backend});
+  const io::Inbox<std::string> reports;
+  CowLayerOptions options;
+  options.on_parked = [reports](const std::string& why) { reports.Put(why); };
+  options.first_retry = std::chrono::milliseconds(1);
+  auto layer = CowLayer::Create(
+      OpenFile(directory.File("layer"), O_RDWR | O_CREAT, loop.get()), 4 * kMiB,
+      nullptr, std::move(options));
+  REQUIRE(layer.ok());
+  const io::Inbox<Ended> inbox;
+  const auto bytes = Fill(kMiB, 9);
+  const iovec buffer{const_cast<uint8_t*>(bytes.data()), bytes.size()};
+  (*layer)->Write({&buffer, 1}, 0, [inbox](const absl::Status& status) {
+    inbox.Put({status.code(), status.ToString()});
+  });
+  CHECK(!reports.WaitFor(1).front().empty());
+  CHECK(inbox.size() == 0);
+  REQUIRE(small.Grow());
+  CHECK(inbox.WaitFor(1).front().text == "OK");
+  CHECK(reports.WaitFor(2).back().empty());
+  CHECK(Flush(layer->get()).text == "OK");
+  CHECK(Read(layer->get(), kMiB, 0) == bytes);
+  WaitForDrain(layer->get());
 }
 
 // Writes and flushes, a block and a round after the other, and reports each
