@@ -121,7 +121,7 @@ void CowLayer::CommitNextBatch(const std::shared_ptr<Commit>& commit) {
   }
   if (all_written) return CommitSync(commit, /*record_written=*/false);
   const auto end_part = [self = shared_from_this(),
-                         commit](absl::StatusOr<size_t> written) {
+                         commit](const absl::StatusOr<size_t>& written) {
     {
       const base::MutexLock lock(&self->mutex_);
       if (!written.ok()) commit->status = written.status();
@@ -166,7 +166,7 @@ void CowLayer::EndBatch(const std::shared_ptr<Commit>& commit) {
 void CowLayer::CommitSync(const std::shared_ptr<Commit>& commit,
                           bool record_written) {
   file_->Datasync([self = shared_from_this(), commit,
-                   record_written](absl::StatusOr<size_t> synced) {
+                   record_written](const absl::StatusOr<size_t>& synced) {
     if (!synced.ok()) {
       // Not parked even when the disk was full: the kernel has dropped what it
       // could not write, and a second fdatasync would succeed.
@@ -196,18 +196,18 @@ void CowLayer::WriteRecord(const std::shared_ptr<Commit>& commit) {
   }
   EncodeCommit(commit->record, commit->record_bytes);
   const iovec buffer{commit->record_bytes.data(), kCommitBytes};
-  file_->Write(
-      {&buffer, 1}, CommitOffset(commit->record.sequence),
-      [self = shared_from_this(), commit](absl::StatusOr<size_t> written) {
-        if (!written.ok()) {
-          return self->EndCommit(commit, written.status());
-        }
-        self->CommitSync(commit, /*record_written=*/true);
-      });
+  file_->Write({&buffer, 1}, CommitOffset(commit->record.sequence),
+               [self = shared_from_this(),
+                commit](const absl::StatusOr<size_t>& written) {
+                 if (!written.ok()) {
+                   return self->EndCommit(commit, written.status());
+                 }
+                 self->CommitSync(commit, /*record_written=*/true);
+               });
 }
 
 void CowLayer::EndCommit(const std::shared_ptr<Commit>& commit,
-                         absl::Status status) {
+                         const absl::Status& status) {
   const bool full = absl::IsResourceExhausted(status);
   {
     const base::MutexLock lock(&mutex_);
@@ -258,17 +258,17 @@ void CowLayer::Reclaim() {
     if (!run.has_value()) return;
     reclaiming_ = true;
   }
-  file_->PunchHole(
-      run->first * kClusterBytes, run->count * kClusterBytes,
-      [self = shared_from_this(), run = *run](absl::StatusOr<size_t> punched) {
-        {
-          // Whether or not the file system can: it is free.
-          const base::MutexLock lock(&self->mutex_);
-          self->space_->Reclaimed(run);
-          self->reclaiming_ = false;
-        }
-        if (!absl::IsCancelled(punched.status())) self->Reclaim();
-      });
+  file_->PunchHole(run->first * kClusterBytes, run->count * kClusterBytes,
+                   [self = shared_from_this(),
+                    run = *run](const absl::StatusOr<size_t>& punched) {
+                     {
+                       // Whether or not the file system can: it is free.
+                       const base::MutexLock lock(&self->mutex_);
+                       self->space_->Reclaimed(run);
+                       self->reclaiming_ = false;
+                     }
+                     if (!absl::IsCancelled(punched.status())) self->Reclaim();
+                   });
 }
 
 }  // namespace catnap::disk

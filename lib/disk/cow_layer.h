@@ -167,7 +167,8 @@ class CowLayer final : public BlockIo,
   void EndBatch(const std::shared_ptr<Commit>& commit);
   void CommitSync(const std::shared_ptr<Commit>& commit, bool record_written);
   void WriteRecord(const std::shared_ptr<Commit>& commit);
-  void EndCommit(const std::shared_ptr<Commit>& commit, absl::Status status);
+  void EndCommit(const std::shared_ptr<Commit>& commit,
+                 const absl::Status& status);
   void FinishFlushes(std::vector<FlushWaiter> flushes,
                      const absl::Status& status);
   void QueueFlush(BlockCompletion done);

@@ -64,20 +64,19 @@ void CowLayer::ArmTimerLocked() {
   if (timer_armed_) return;
   timer_armed_ = true;
   // Weak: a layer that is not used any more does not wait for it.
-  file_->StartTimer(retry_delay_,
-                    [weak = weak_from_this()](absl::StatusOr<size_t> fired) {
-                      const auto self = weak.lock();
-                      if (self == nullptr) return;
-                      {
-                        const base::MutexLock lock(&self->mutex_);
-                        self->timer_armed_ = false;
-                        self->retry_delay_ =
-                            std::min(self->retry_delay_ * 2, self->last_retry_);
-                      }
-                      // A loop that stops tries nothing again.
-                      if (!fired.ok()) return self->CancelParkedNow();
-                      self->RetryParkedNow();
-                    });
+  file_->StartTimer(retry_delay_, [weak = weak_from_this()](
+                                      const absl::StatusOr<size_t>& fired) {
+    const auto self = weak.lock();
+    if (self == nullptr) return;
+    {
+      const base::MutexLock lock(&self->mutex_);
+      self->timer_armed_ = false;
+      self->retry_delay_ = std::min(self->retry_delay_ * 2, self->last_retry_);
+    }
+    // A loop that stops tries nothing again.
+    if (!fired.ok()) return self->CancelParkedNow();
+    self->RetryParkedNow();
+  });
 }
 
 void CowLayer::ReportParking() {

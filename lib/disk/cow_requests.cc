@@ -380,7 +380,7 @@ void CowLayer::IssueOne(const std::shared_ptr<LayerRequest>& request,
       // Space that does not come back is no reason to fail.
       return file_->PunchHole(
           part.offset, part.length,
-          [self = shared_from_this(), request](absl::StatusOr<size_t>) {
+          [self = shared_from_this(), request](const absl::StatusOr<size_t>&) {
             self->EndPart(request, absl::OkStatus());
           });
   }

@@ -145,8 +145,10 @@ absl::StatusOr<CommitRecord> DecodeCommit(
 }
 
 uint64_t PackEntry(const MapEntry& entry) {
-  return uint64_t{entry.cluster} | uint64_t{entry.data_bits} << 32 |
-         uint64_t{entry.zero_bits} << 48;
+  constexpr uint64_t kFirstData = uint64_t{1} << 32;
+  constexpr uint64_t kFirstZero = uint64_t{1} << 48;
+  return entry.cluster + entry.data_bits * kFirstData +
+         entry.zero_bits * kFirstZero;
 }
 
 MapEntry UnpackEntry(uint64_t packed) {

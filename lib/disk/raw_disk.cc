@@ -86,18 +86,20 @@ void RawDisk::Write(std::span<const iovec> buffers, uint64_t offset,
       !status.ok()) {
     return Fail(std::move(status), std::move(done));
   }
-  file_->Write(buffers, offset,
-               [done = std::move(done)](absl::StatusOr<size_t> n) mutable {
-                 std::move(done)(n.status());
-               });
+  file_->Write(
+      buffers, offset,
+      [done = std::move(done)](const absl::StatusOr<size_t>& n) mutable {
+        std::move(done)(n.status());
+      });
 }
 
 void RawDisk::Flush(BlockCompletion done) {
   done = Begin(std::move(done));
   if (options_.read_only) return Fail(absl::OkStatus(), std::move(done));
-  file_->Datasync([done = std::move(done)](absl::StatusOr<size_t> n) mutable {
-    std::move(done)(n.status());
-  });
+  file_->Datasync(
+      [done = std::move(done)](const absl::StatusOr<size_t>& n) mutable {
+        std::move(done)(n.status());
+      });
 }
 
 void RawDisk::Discard(uint64_t offset, uint64_t length, BlockCompletion done) {
@@ -111,26 +113,27 @@ void RawDisk::WriteZeroes(uint64_t offset, uint64_t length,
       !status.ok() || length == 0) {
     return Fail(std::move(status), std::move(done));
   }
-  file_->PunchHole(offset, length,
-                   [self = shared_from_this(), offset, length,
-                    done = std::move(done)](absl::StatusOr<size_t> n) mutable {
-                     if (!absl::IsUnimplemented(n.status())) {
-                       return std::move(done)(n.status());
-                     }
-                     self->WriteZeroPieces(offset, offset + length,
-                                           std::move(done));
-                   });
+  file_->PunchHole(
+      offset, length,
+      [self = shared_from_this(), offset, length,
+       done = std::move(done)](const absl::StatusOr<size_t>& n) mutable {
+        if (!absl::IsUnimplemented(n.status())) {
+          return std::move(done)(n.status());
+        }
+        self->WriteZeroPieces(offset, offset + length, std::move(done));
+      });
 }
 
 void RawDisk::WriteZeroPieces(uint64_t at, uint64_t end, BlockCompletion done) {
   const uint64_t length = std::min(end - at, kZeroPieceBytes);
   const Buffers zeroes = ZeroBuffers(length);
-  file_->Write(zeroes, at,
-               [self = shared_from_this(), at = at + length, end,
-                done = std::move(done)](absl::StatusOr<size_t> n) mutable {
-                 if (!n.ok() || at == end) return std::move(done)(n.status());
-                 self->WriteZeroPieces(at, end, std::move(done));
-               });
+  file_->Write(
+      zeroes, at,
+      [self = shared_from_this(), at = at + length, end,
+       done = std::move(done)](const absl::StatusOr<size_t>& n) mutable {
+        if (!n.ok() || at == end) return std::move(done)(n.status());
+        self->WriteZeroPieces(at, end, std::move(done));
+      });
 }
 
 void RawDisk::Resize(uint64_t new_capacity, BlockCompletion done) {
@@ -150,14 +153,15 @@ void RawDisk::Resize(uint64_t new_capacity, BlockCompletion done) {
   if (absl::Status status = file_->SetSize(new_capacity); !status.ok()) {
     return Fail(std::move(status), std::move(done));
   }
-  file_->Datasync([self = shared_from_this(), new_capacity,
-                   done = std::move(done)](absl::StatusOr<size_t> n) mutable {
-    if (n.ok()) {
-      const base::MutexLock lock(&self->mutex_);
-      self->capacity_ = std::max(self->capacity_, new_capacity);
-    }
-    std::move(done)(n.status());
-  });
+  file_->Datasync(
+      [self = shared_from_this(), new_capacity,
+       done = std::move(done)](const absl::StatusOr<size_t>& n) mutable {
+        if (n.ok()) {
+          const base::MutexLock lock(&self->mutex_);
+          self->capacity_ = std::max(self->capacity_, new_capacity);
+        }
+        std::move(done)(n.status());
+      });
 }
 
 void RawDisk::Drain(DrainCompletion done) {

@@ -88,7 +88,7 @@ class FuzzFile final : public FileIo {
   static constexpr uint64_t kMaxBytes = 1 << 20;
 
   void End(absl::StatusOr<size_t> result, FileCompletion done) {
-    queue_.push_back(
+    queue_.emplace_back(
         [result = std::move(result), done = std::move(done)]() mutable {
           std::move(done)(std::move(result));
         });

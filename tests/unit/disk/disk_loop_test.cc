@@ -185,7 +185,7 @@ TEST_CASE("A CowLayer takes requests of several threads over a shared disk") {
   const auto work = [&](uint8_t id) {
     for (uint64_t i = 0; i < 50; ++i) {
       // Halves of one block, so that the two meet.
-      Write(layer->get(), Fill(2048, id), i * 4096 + id * 2048U);
+      Write(layer->get(), Fill(2048, id), i * 4096 + uint64_t{id} * 2048);
       if (i % 10 == 0) Flush(layer->get());
     }
   };
@@ -269,7 +269,8 @@ TEST_CASE("A CowLayer waits for room on a file system that is full") {
     for (size_t at = 0; at < bytes.size(); at += 4) {
       std::memcpy(&bytes[at], &round, 4);
     }
-    if (Write(layer->get(), bytes, round % 61 * 5 * 4096).text != "OK" ||
+    if (Write(layer->get(), bytes, uint64_t{round % 61} * 5 * 4096).text !=
+            "OK" ||
         (round % 7 == 0 && Flush(layer->get()).text != "OK")) {
       ::_exit(5);
     }
