@@ -3,6 +3,7 @@
 #include <cstdio>
 #include <filesystem>
 #include <fstream>
+#include <span>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -12,6 +13,8 @@
 #include "agent/messages.h"
 #include "agent/session.h"
 #include "base/byte_order.h"
+#include "base/crc32c.h"
+#include "disk/layer_format.h"
 #include "state/encoder.h"
 #include "state/section.h"
 #include "support/kernel_images.h"
@@ -479,6 +482,70 @@ std::vector<Seed> AgentMessageSeeds() {
       Cut("records", 9, records)};
 }
 
+// A layer file as cow_layer_fuzz reads it: "make checksums right", a place of
+// the disk, then pairs of a count of zeroes and of bytes that follow them.
+Seed LayerFile(const std::string& name, uint8_t fix, const Bytes& file) {
+  Bytes out;
+  Put(&out, fix);
+  Put(&out, uint32_t{100});
+  constexpr size_t kStep = 64;
+  size_t zeroes = 0;
+  for (size_t at = 0; at < file.size(); at += kStep) {
+    const Bytes piece(file.begin() + static_cast<ptrdiff_t>(at),
+                      file.begin() + static_cast<ptrdiff_t>(at + kStep));
+    const bool empty = piece == Bytes(kStep);
+    if (empty && at + kStep < file.size()) {
+      zeroes += kStep;
+      continue;
+    }
+    for (; zeroes > kStep * 1000; zeroes -= kStep * 1000) {
+      Put(&out, static_cast<uint16_t>(kStep * 1000));
+      Put(&out, uint16_t{0});
+    }
+    Put(&out, static_cast<uint16_t>(zeroes));
+    Put(&out, static_cast<uint16_t>(kStep));
+    out.insert(out.end(), piece.begin(), piece.end());
+    zeroes = 0;
+  }
+  return {name, out};
+}
+
+// A layer of 64 MiB without a parent: root in page 3, directory in page 4, map
+// in page 5, and one block of data in the second cluster.
+Bytes MakeLayer(const disk::MapEntry& first, const disk::MapEntry& second) {
+  Bytes file(2 * disk::kClusterBytes);
+  const std::span<uint8_t> all(file);
+  const auto pointer = [&](uint32_t page) {
+    const disk::PagePointer to{
+        page,
+        base::Crc32c(all.subspan(page * disk::kPageBytes, disk::kPageBytes))};
+    return disk::PackPointer(to);
+  };
+  const auto at = [&](uint32_t page) { return &file[page * disk::kPageBytes]; };
+  base::StoreLe<uint64_t>(at(5), disk::PackEntry(first));
+  base::StoreLe<uint64_t>(at(5) + 8, disk::PackEntry(second));
+  base::StoreLe<uint64_t>(at(4), pointer(5));
+  base::StoreLe<uint64_t>(at(3), pointer(4));
+  disk::EncodeHeader({}, all.first<disk::kHeaderBytes>());
+  disk::CommitRecord commit;
+  commit.sequence = 2;
+  commit.virtual_bytes = uint64_t{64} << 20;
+  commit.root = disk::UnpackPointer(pointer(3));
+  disk::EncodeCommit(
+      commit, all.subspan(disk::CommitOffset(2)).first<disk::kCommitBytes>());
+  file[disk::kClusterBytes] = 'd';
+  return file;
+}
+
+std::vector<Seed> CowLayerSeeds() {
+  const disk::MapEntry data{1, 1, 2};
+  const Bytes good = MakeLayer(data, {0, 0, 0xffff});
+  return {LayerFile("good", 0, good), LayerFile("to_change", 1, good),
+          LayerFile("used_twice", 0, MakeLayer(data, data)),
+          LayerFile("data_in_the_map", 0, MakeLayer({0, 1, 0}, {})),
+          LayerFile("behind_the_end", 0, MakeLayer({9, 1, 0}, {}))};
+}
+
 bool Write(const std::filesystem::path& corpus, const std::string& target,
            const std::vector<Seed>& seeds) {
   std::filesystem::create_directories(corpus / target);
@@ -509,6 +576,7 @@ int main(int argc, char** argv) {
       {"agent_client_fuzz", catnap::fuzz::AgentClientSeeds()},
       {"agent_messages_fuzz", catnap::fuzz::AgentMessageSeeds()},
       {"agent_frame_fuzz", catnap::fuzz::AgentFrameSeeds()},
+      {"cow_layer_fuzz", catnap::fuzz::CowLayerSeeds()},
       {"guest_memory_fuzz", catnap::fuzz::GuestMemorySeeds()},
       {"kernel_loader_fuzz", catnap::fuzz::KernelLoaderSeeds()},
       {"log_text_fuzz", catnap::fuzz::LogTextSeeds()},
