@@ -44,6 +44,7 @@ Client::Client(ByteChannel* channel, base::Clock* clock, Options options)
     : channel_(channel),
       clock_(clock),
       services_(std::move(options.services)),
+      on_deadline_(std::move(options.on_deadline)),
       session_(Session::Role::kHost, this, {.name = "catnap"}),
       hello_deadline_(clock->Now() + options.hello_timeout) {
   Pump();
@@ -143,6 +144,7 @@ void Client::Ping(Time deadline, PingDone done) {
     if (!session_.ok()) EndPings(StatusLocked());
   }
   Pump();
+  if (on_deadline_) on_deadline_();
 }
 
 void Client::EndPings(const absl::Status& reason) {
@@ -176,6 +178,7 @@ absl::StatusOr<uint32_t> Client::Open(Kind kind, const Encoded& request,
     if (deadline.has_value()) session_.SetDeadline(stream, *deadline);
   }
   Pump();
+  if (on_deadline_ && deadline.has_value()) on_deadline_();
   return stream;
 }
 

@@ -4,6 +4,7 @@
 #include <chrono>
 #include <cstdint>
 #include <deque>
+#include <functional>
 #include <map>
 #include <memory>
 #include <optional>
@@ -74,6 +75,9 @@ class Client final : private Session::Handler {
     // kAgentUnresponsive.
     std::chrono::milliseconds hello_timeout{10'000};
     std::shared_ptr<ServiceListener> services{};  // Null: none.
+    // NextDeadline() may have come nearer by a call of Open() or Ping(), on
+    // whose thread it runs, with no lock held. Null: nobody is told.
+    std::function<void()> on_deadline{};
   };
 
   // `channel` and `clock` must outlive the client.
@@ -89,7 +93,8 @@ class Client final : private Session::Handler {
   void OnWritable();
   // Ends all streams with `reason`. Idempotent; the first reason stands.
   void Close(absl::Status reason);
-  // When OnTime() is due, if at all. May come nearer with each new call.
+  // When OnTime() is due, if at all. May come nearer with each new call; see
+  // Options::on_deadline.
   std::optional<Time> NextDeadline() const;
   void OnTime();
 
@@ -161,6 +166,7 @@ class Client final : private Session::Handler {
   ByteChannel* const channel_;  // Not owned.
   base::Clock* const clock_;    // Not owned.
   const std::shared_ptr<ServiceListener> services_;
+  const std::function<void()> on_deadline_;
 
   mutable base::Mutex mutex_;
   base::CondVar idle_;  // busy_ became false.

@@ -1,0 +1,199 @@
+#include "runtime/agent_connection.h"
+
+#include <optional>
+#include <span>
+#include <utility>
+
+#include "base/status.h"
+#include "catnap/errors.h"
+
+namespace catnap::runtime {
+
+// What the acceptor and the connections have in common.
+struct AgentConnection::Shared {
+  Shared(vmm::GuestSockets* sockets_, io::EventLoop* loop_, base::Clock* clock_,
+         std::shared_ptr<agent::ServiceListener> services_)
+      : sockets(sockets_),
+        loop(loop_),
+        clock(clock_),
+        services(std::move(services_)) {}
+
+  vmm::GuestSockets* const sockets;  // Not owned.
+  io::EventLoop* const loop;         // Not owned.
+  base::Clock* const clock;          // Not owned.
+  const std::shared_ptr<agent::ServiceListener> services;
+
+  base::Mutex mutex;
+  base::CondVar changed;
+  bool closed ABSL_GUARDED_BY(mutex) = false;
+  // The current connection, from when it is connected.
+  std::shared_ptr<Link> link ABSL_GUARDED_BY(mutex);
+};
+
+// One connection. Owned by the socket's stream, by Shared while it is the
+// current one, and by whoever holds its client.
+class AgentConnection::Link final : public vmm::GuestSocketHandler,
+                                    public agent::ByteChannel,
+                                    public std::enable_shared_from_this<Link> {
+ public:
+  Link(std::shared_ptr<Shared> shared, vmm::GuestSocketId id)
+      : shared_(std::move(shared)), id_(id) {}
+
+  ~Link() override {
+    const base::MutexLock lock(&mutex_);
+    if (timer_.has_value()) shared_->loop->Cancel(timer_->id);
+  }
+
+  // Null until the guest's socket is connected.
+  agent::Client* client() {
+    const base::MutexLock lock(&mutex_);
+    return client_.get();
+  }
+
+  // The streams end with `why`.
+  void End(const absl::Status& why) {
+    shared_->sockets->Abort(id_);
+    CloseClient(why);
+  }
+
+  // agent::ByteChannel.
+  size_t Send(std::span<const uint8_t> bytes) override {
+    // A stream that is gone says so by OnClosed().
+    return shared_->sockets->Send(id_, bytes).value_or(0);
+  }
+
+  // vmm::GuestSocketHandler.
+  void OnConnected() override {
+    agent::Client::Options options;
+    options.services = shared_->services;
+    options.on_deadline = [link = weak_from_this()] {
+      if (const auto self = link.lock(); self != nullptr) self->Arm();
+    };
+    // It sends its hello by us at once.
+    auto made = std::make_unique<agent::Client>(this, shared_->clock, options);
+    {
+      const base::MutexLock lock(&mutex_);
+      client_ = std::move(made);
+    }
+    Arm();
+    std::shared_ptr<Link> before = shared_from_this();
+    {
+      const base::MutexLock lock(&shared_->mutex);
+      if (!shared_->closed) {
+        before.swap(shared_->link);
+        shared_->changed.NotifyAll();
+      }
+    }
+    // The one that it takes the place of; itself, when nobody wants it.
+    if (before != nullptr) {
+      before->End(absl::UnavailableError(
+          "the guest's agent has a newer connection, or none is wanted"));
+    }
+  }
+  void OnData(std::span<const uint8_t> bytes) override {
+    client()->OnReceive(bytes);
+    shared_->sockets->Consumed(id_, bytes.size());
+  }
+  void OnWritable() override { client()->OnWritable(); }
+  void OnPeerClosed() override {
+    shared_->sockets->Close(id_);
+    OnClosed(absl::OkStatus());
+  }
+  void OnClosed(const absl::Status& /*why*/) override {
+    {
+      const base::MutexLock lock(&shared_->mutex);
+      if (shared_->link.get() == this) shared_->link.reset();
+    }
+    CloseClient(
+        absl::UnavailableError("the guest's agent closed the connection"));
+  }
+
+ private:
+  struct Timer {
+    std::chrono::steady_clock::time_point when;
+    io::OperationId id;
+  };
+
+  void CloseClient(const absl::Status& why) {
+    if (agent::Client* const open = client(); open != nullptr) {
+      open->Close(why);
+    }
+  }
+
+  // Sees to it that the client hears of its next deadline.
+  void Arm() {
+    const auto when = client()->NextDeadline();
+    if (!when.has_value()) return;
+    const base::MutexLock lock(&mutex_);
+    if (timer_.has_value()) {
+      if (timer_->when <= *when) return;
+      shared_->loop->Cancel(timer_->id);
+    }
+    timer_ = Timer{.when = *when, .id = {}};
+    timer_->id = shared_->loop->StartTimer(
+        *when, [link = weak_from_this(),
+                due = *when](const absl::StatusOr<size_t>& result) {
+          const auto self = link.lock();
+          if (self != nullptr && result.ok()) self->OnTimer(due);
+        });
+  }
+
+  void OnTimer(std::chrono::steady_clock::time_point due) {
+    {
+      const base::MutexLock lock(&mutex_);
+      if (timer_.has_value() && timer_->when == due) timer_.reset();
+    }
+    client()->OnTime();
+    Arm();
+  }
+
+  const std::shared_ptr<Shared> shared_;
+  const vmm::GuestSocketId id_;
+
+  base::Mutex mutex_;
+  std::optional<Timer> timer_ ABSL_GUARDED_BY(mutex_);
+  // Set once. Last: its end uses the rest.
+  std::unique_ptr<agent::Client> client_ ABSL_GUARDED_BY(mutex_);
+};
+
+AgentConnection::AgentConnection(
+    vmm::GuestSockets* sockets, io::EventLoop* loop, base::Clock* clock,
+    std::shared_ptr<agent::ServiceListener> services)
+    : sockets_(sockets),
+      shared_(
+          std::make_shared<Shared>(sockets, loop, clock, std::move(services))) {
+  sockets_->Listen(kAgentPort, [shared = shared_](vmm::GuestSocketId id) {
+    return std::make_shared<Link>(shared, id);
+  });
+}
+
+AgentConnection::~AgentConnection() {
+  sockets_->Listen(kAgentPort, nullptr);
+  std::shared_ptr<Link> link;
+  {
+    const base::MutexLock lock(&shared_->mutex);
+    shared_->closed = true;
+    link.swap(shared_->link);
+  }
+  if (link != nullptr) {
+    link->End(absl::CancelledError("the connection with the agent is closed"));
+  }
+}
+
+absl::StatusOr<std::shared_ptr<agent::Client>> AgentConnection::WaitForClient(
+    std::chrono::steady_clock::time_point deadline) {
+  const base::MutexLock lock(&shared_->mutex);
+  while (shared_->link == nullptr) {
+    if (!shared_->changed.WaitUntil(&shared_->mutex, deadline) &&
+        shared_->link == nullptr) {
+      return WithReason(
+          absl::UnavailableError("the guest's agent has not connected in time; "
+                                 "look at the guest's console"),
+          ErrorReason::kAgentUnresponsive);
+    }
+  }
+  // The client lives as long as its connection does.
+  return std::shared_ptr<agent::Client>(shared_->link, shared_->link->client());
+}
+
+}  // namespace catnap::runtime

@@ -1,0 +1,57 @@
+#ifndef CATNAP_LIB_RUNTIME_AGENT_CONNECTION_H_
+#define CATNAP_LIB_RUNTIME_AGENT_CONNECTION_H_
+
+#include <chrono>
+#include <cstdint>
+#include <memory>
+
+#include "absl/status/statusor.h"
+#include "agent/client.h"
+#include "base/clock.h"
+#include "io/event_loop.h"
+#include "vmm/guest_sockets.h"
+
+namespace catnap::runtime {
+
+// The port that the guest's agent connects to, unless its kernel's command
+// line has `catnap.port=`.
+inline constexpr uint32_t kAgentPort = 1;
+
+// Waits for the agent of one guest and carries its connection: the guest's
+// socket feeds an agent::Client, an event loop brings it the time.
+//
+// The agent has one connection. When it asks for another, the one before is
+// over: its streams end with UNAVAILABLE.
+//
+// Thread safety: thread-safe. What the client's handlers do runs on the thread
+// that brought the bytes, mostly the loop's: they must not block.
+class AgentConnection {
+ public:
+  // What the constructor is given is borrowed and must outlive this, and the
+  // sockets all clients that were handed out.
+  AgentConnection(vmm::GuestSockets* sockets, io::EventLoop* loop,
+                  base::Clock* clock,
+                  std::shared_ptr<agent::ServiceListener> services = nullptr);
+  // Ends the connection: streams end with CANCELLED. Not from a handler.
+  ~AgentConnection();
+  AgentConnection(const AgentConnection&) = delete;
+  AgentConnection& operator=(const AgentConnection&) = delete;
+
+  // The connection's client, which stays usable, though not connected, as long
+  // as the caller keeps it. Blocks until the agent has connected.
+  // Errors: UNAVAILABLE with kAgentUnresponsive, not by `deadline`.
+  absl::StatusOr<std::shared_ptr<agent::Client>> WaitForClient(
+      std::chrono::steady_clock::time_point deadline);
+
+ private:
+  class Link;
+  struct Shared;
+
+  vmm::GuestSockets* const sockets_;  // Not owned.
+  // Also of the acceptor, which may run while this goes.
+  const std::shared_ptr<Shared> shared_;
+};
+
+}  // namespace catnap::runtime
+
+#endif  // CATNAP_LIB_RUNTIME_AGENT_CONNECTION_H_
