@@ -42,7 +42,8 @@ class AgentGuest {
     launch.linux_kernel = {.kernel_fd = kernel.get(),
                            .initramfs_fd = initramfs.get(),
                            .command_line = "console=ttyS0 panic=-1 quiet"};
-    REQUIRE(machine_->Launch(std::move(launch)).ok());
+    const absl::Status launched = machine_->Launch(std::move(launch));
+    REQUIRE(launched.ok());
     REQUIRE(machine_->Start().ok());
     auto client = connection_->WaitForClient(test::Deadline());
     INFO(test::ConsoleOf(*machine_));
@@ -146,12 +147,12 @@ TEST_CASE("Many programs run in a guest at once") {
     agent::ExecRequest request;
     request.argv = {"/tmp/busybox", "echo", std::to_string(i)};
     const auto at = static_cast<size_t>(i);
-    REQUIRE(agent::Exec(guest.client(), std::move(request), 4096,
-                        test::Deadline(),
-                        [&done, at](absl::StatusOr<agent::ExecOutcome> result) {
-                          done[at].set_value(std::move(result));
-                        })
-                .ok());
+    const auto stream =
+        agent::Exec(guest.client(), std::move(request), 4096, test::Deadline(),
+                    [&done, at](absl::StatusOr<agent::ExecOutcome> result) {
+                      done[at].set_value(std::move(result));
+                    });
+    REQUIRE(stream.ok());
   }
   int right = 0;
   for (int i = 0; i < kPrograms; ++i) {
@@ -169,11 +170,12 @@ TEST_CASE("Streams to a guest that ends, end") {
   std::promise<absl::StatusOr<agent::ExecOutcome>> done;
   agent::ExecRequest request;
   request.argv = {"/tmp/busybox", "sleep", "1000"};
-  REQUIRE(agent::Exec(guest.client(), std::move(request), 4096, std::nullopt,
-                      [&done](absl::StatusOr<agent::ExecOutcome> result) {
-                        done.set_value(std::move(result));
-                      })
-              .ok());
+  const auto stream =
+      agent::Exec(guest.client(), std::move(request), 4096, std::nullopt,
+                  [&done](absl::StatusOr<agent::ExecOutcome> result) {
+                    done.set_value(std::move(result));
+                  });
+  REQUIRE(stream.ok());
   CHECK(guest.Ping().ok());
   guest.machine().Stop();
   // Nobody answers any more; the caller's deadline says so.
