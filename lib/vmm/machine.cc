@@ -333,6 +333,12 @@ std::optional<std::chrono::steady_clock::time_point> Machine::started_at()
   return started_at_;
 }
 
+uint64_t Machine::user_exits() const {
+  uint64_t exits = 0;
+  for (const auto& vcpu : vcpus_) exits += vcpu->user_exits();
+  return exits;
+}
+
 device::RegisterPage Machine::register_page(int page) {
   return register_pages_->page(static_cast<size_t>(page));
 }

@@ -156,6 +156,10 @@ class Machine final : private VcpuThread::EndSink {
   // (VMGENID). REQUIRES: a guest is there.
   absl::Status ChangeGenerationId();
 
+  // How often KVM_RUN came back with an access to a port or a device, over all
+  // vCPUs: what register pages and ioeventfds are there to avoid.
+  uint64_t user_exits() const;
+
   // When the first vCPU was let run for the first time.
   std::optional<std::chrono::steady_clock::time_point> started_at() const;
 

@@ -63,6 +63,12 @@ class VcpuThread {
   // REQUIRES: parked.
   kvm::VcpuFd& vcpu() { return vcpu_; }
 
+  // How many accesses to ports and devices left the guest so far.
+  uint64_t user_exits() const {
+    // relaxed: a statistic that orders nothing.
+    return user_exits_.load(std::memory_order_relaxed);
+  }
+
  private:
   enum class Wanted { kPark, kRun, kExit };
 
@@ -88,6 +94,7 @@ class VcpuThread {
   // A kick is on its way and not consumed yet: real-time signals queue, and
   // the queue is bounded (RLIMIT_SIGPENDING), so never more than one.
   std::atomic<bool> kick_pending_{false};
+  std::atomic<uint64_t> user_exits_{0};
   base::Thread thread_;  // Last: starts when all else is there.
 };
 

@@ -19,7 +19,7 @@ fail() {
 }
 
 timeout=600
-cpus=2
+cpus=1
 memory=6144
 outs=()
 environment=()

@@ -53,6 +53,7 @@ TEST_CASE("Reading, notifying and acknowledging never leave the guest") {
   CHECK(machine->exit()->reason == EndReason::kPowerOff);
   CHECK(device.reads == 0);
   CHECK(device.writes == 0);
+  CHECK(machine->user_exits() == 1);  // The one that switched off.
   CHECK(base::DrainEventFd(machine->notify_fd(1)));
   CHECK_FALSE(base::DrainEventFd(machine->notify_fd(0)));
 }
@@ -71,6 +72,7 @@ TEST_CASE("Writes to other registers reach the device") {
   REQUIRE(machine->Start().ok());
   REQUIRE(machine->WaitForEnd(test::Deadline()));
   CHECK(device.writes == 2);
+  CHECK(machine->user_exits() == 3);  // And the one that switched off.
   CHECK(device.last_offset == kStatus);
   // The guest cannot change what it reads.
   CHECK(machine->register_page(0).Load32(kStatus) == 0);
