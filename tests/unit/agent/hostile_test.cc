@@ -118,14 +118,16 @@ TEST_CASE("An agent that goes away ends what is under way") {
 
 TEST_CASE("An agent that never ends a message flood is cut off") {
   FakeAgent agent;
-  agent.Say(HelloBytes());
   base::Mutex mutex;
   base::CondVar changed;
+  bool entered = false;
   bool go = false;
   std::promise<absl::Status> done;
   ProcessEvents events;
   events.on_started = [&](const Started&) {
     base::MutexLock lock(&mutex);  // A handler that is slow.
+    entered = true;
+    changed.NotifyAll();
     while (!go) changed.Wait(&mutex);
   };
   events.on_exit = [&](const absl::StatusOr<ExitReport>& report) {
@@ -142,11 +144,17 @@ TEST_CASE("An agent that never ends a message flood is cut off") {
     agent.channel->client()->OnReceive(
         Framed(FrameType::kMessage, 2, Encode(Started{1, 2})));
   });
+  {
+    // Before that our own calls would handle what they bring.
+    base::MutexLock lock(&mutex);
+    while (!entered) changed.Wait(&mutex);
+  }
   int sent = 0;
   while (agent.channel->client()->status().ok() && sent < 1000) {
     agent.channel->client()->OnReceive(message);
     ++sent;
   }
+  CHECK(sent > 100);  // Up to 16 MiB wait.
   CHECK(sent < 250);
   {
     base::MutexLock lock(&mutex);
