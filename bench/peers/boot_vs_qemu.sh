@@ -8,6 +8,10 @@
 #   boot/<vmm>/run_to_line     first entry of the guest to the line's last byte
 #   boot/<vmm>/spawn_to_line   start of the process to the same
 #
+# <vmm> is catnap, qemu (with all CPU features of the host) and qemu_v2 (without
+# those that Catnap's default baseline x86-64-v2 does not show, so that both
+# guests run the same code: the kernel patches itself after these features).
+#
 # Both are read off one clock, the host kernel's trace of guest entries and port
 # writes, so neither program measures itself. Needs build/release with the
 # examples and the guest kernel, and QEMU. Runs in the emulated host where KVM
@@ -73,12 +77,19 @@ boot_catnap() {
 # The least of a machine that still powers off. Its small firmware (qboot), the
 # kernel's ELF entry and KVM's own IOAPIC are QEMU's quickest choices here.
 boot_qemu() {
+  local without=${1:-}
   exec qemu-system-x86_64 \
     -M microvm,pic=off,pit=off,rtc=off,acpi=on,x-option-roms=off \
-    -M auto-kernel-cmdline=off -bios qboot.rom -cpu host -smp 1 -m 128 \
+    -M auto-kernel-cmdline=off -bios qboot.rom -cpu "host$without" -smp 1 -m 128 \
     -accel kvm,kernel-irqchip=on -nodefaults -no-user-config -display none \
     -no-reboot -serial stdio \
     -kernel "$kernel" -initrd "$initramfs" -append "$words"
+}
+
+boot_qemu_v2() {
+  boot_qemu ",-erms,-fsrm,-pcid,-invpcid,-fsgsbase,-smap,-smep,-rdrand,\
+-rdseed,-xsave,-avx,-avx2,-adx,-clflushopt,-clwb,-pku,-umip,-sha-ni,-aes,\
+-pclmulqdq,-f16c,-fma,-movbe,-pdpe1gb"
 }
 
 # Reads a trace; prints run_to_line and spawn_to_line in µs.
@@ -140,11 +151,10 @@ measure() {
 }
 
 # The first of each finds nothing in the page cache.
-for vmm in catnap qemu; do measure $vmm; done
+for vmm in catnap qemu qemu_v2; do measure $vmm; done
 : >"$results"
 for ((sample = 0; sample < samples; sample++)); do
-  measure catnap
-  measure qemu
+  for vmm in catnap qemu qemu_v2; do measure $vmm; done
 done
 
 environment=kvm
@@ -157,7 +167,7 @@ printf '%-30s %6s %12s %12s %12s %12s %8s\n' \
   metric unit min p50 p99 max samples
 exec 3>&1
 lines=$(for metric in run_to_line spawn_to_line; do
-  for vmm in catnap qemu; do
+  for vmm in catnap qemu qemu_v2; do
     grep "^boot/$vmm/$metric " "$results" | sort -k 2 -n |
       awk -v environment="$environment" -v host="$host" '
         { value[NR] = $2; name = $1 }
