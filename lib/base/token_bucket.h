@@ -24,7 +24,8 @@ class TokenBucket {
     return tokens_ >= count;
   }
 
-  // REQUIRES: Has(count, ...).
+  // What is taken beyond what is there is owed: Has() is false until it came
+  // back.
   void Take(double count) { tokens_ -= count; }
 
  private:

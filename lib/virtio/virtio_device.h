@@ -108,6 +108,10 @@ class VirtioDevice {
   bool serving_locked() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
     return active_ && !quiesced_ && !failed_;
   }
+  // Whether the driver is there. In DrainLocked(): false for a reset.
+  bool active_locked() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+    return active_;
+  }
   uint64_t features_locked() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
     return features_;
   }

@@ -283,17 +283,20 @@ TEST_CASE("An indirect descriptor without the feature is refused (2.7.5.3)") {
 TEST_CASE("After a reset nothing of the old queues is touched (2.4)") {
   ForEachDevice([](const DeviceUnderTest& device) {
     VirtioDriver driver(device.factory);
+    const auto step = static_cast<uint16_t>(device.good_buffer.size());
     for (int round = 0; round < 8; ++round) {
-      REQUIRE(driver.Start());
+      REQUIRE(driver.Start(32));
       // From none to all of the steps of a request.
       for (int i = 0; i < round; ++i) {
-        driver.Add(device.queue, static_cast<uint16_t>(i), device.good_buffer);
+        driver.Add(device.queue, static_cast<uint16_t>(i * step),
+                   device.good_buffer);
       }
       if (round % 2 == 1) driver.Kick();
       driver.TakeUsed(device.queue);
       const int interrupts = driver.interrupts();
       driver.Reset();
-      driver.Add(device.queue, 7, device.good_buffer);
+      driver.Add(device.queue, static_cast<uint16_t>(7 * step),
+                 device.good_buffer);
       driver.Kick();
       CHECK(driver.TakeUsed(device.queue).empty());
       CHECK(driver.interrupts() == interrupts);

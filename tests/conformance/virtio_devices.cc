@@ -2,7 +2,9 @@
 
 #include <memory>
 
+#include "support/memory_disk.h"
 #include "virtio/balloon/balloon.h"
+#include "virtio/block/block.h"
 #include "virtio/rng/rng.h"
 #include "virtio/vsock/vsock.h"
 
@@ -32,6 +34,20 @@ std::vector<DeviceUnderTest> AllDevices() {
        .queue = 3,
        .good_buffer = {{kBuffers, 8192, true}},
        .watched_queues = {0, 1, 2, 3}},
+      {.name = "block",
+       .factory =
+           [](memory::GuestMemory* memory) {
+             return std::make_unique<virtio::Block>(
+                 std::make_shared<MemoryDisk>(1 << 20), virtio::BlockOptions{},
+                 memory);
+           },
+       .device_id = 2,
+       .queue = 0,
+       // RAM is zeroes: a request to read from sector 0.
+       .good_buffer = {{kBuffers, 16, false},
+                       {kBuffers + 512, 512, true},
+                       {kBuffers + 2048, 1, true}},
+       .watched_queues = {0}},
       {.name = "vsock",
        .factory =
            [](memory::GuestMemory* memory) {

@@ -296,8 +296,9 @@ void PutDescriptor(Bytes* to, uint8_t queue, uint8_t index, uint32_t gpa,
 
 std::vector<Seed> VirtioDriverSeeds() {
   std::vector<Seed> seeds;
-  const std::array<const char*, 3> names = {"rng_", "balloon_", "vsock_"};
-  const std::array<uint8_t, 3> queues = {0, 3, 1};
+  const std::array<const char*, 4> names = {"rng_", "balloon_", "vsock_",
+                                            "block_"};
+  const std::array<uint8_t, 4> queues = {0, 3, 1, 0};
   for (size_t i = 0; i < names.size(); ++i) {
     const auto device = static_cast<uint8_t>(i);
     const auto name = [&](const char* what) {
@@ -332,6 +333,31 @@ std::vector<Seed> VirtioDriverSeeds() {
       Put(&registers, uint32_t{15});
     }
     seeds.push_back({name("registers"), registers});
+  }
+  // Each type of request of a disk. Operation 4 puts a few bytes at an offset
+  // from the rings.
+  for (const int type : {0, 1, 4, 8, 11, 13}) {
+    Bytes request = {3};
+    PutStep(&request, 1, 0);
+    Put(&request, uint8_t{0});
+    PutStep(&request, 4, 0);
+    Put(&request, uint16_t{0x3000});  // Behind the rings.
+    Put(&request, uint8_t{24});
+    Put(&request, static_cast<uint32_t>(type));
+    Put(&request, uint32_t{0});
+    Put(&request, uint64_t{1});  // The sector; of a range, what it has first.
+    Put(&request, uint64_t{1});
+    PutDescriptor(&request, 0, 0, 0x13000, 16, 1, 1);
+    if (type == 1 || type >= 11) {
+      PutDescriptor(&request, 0, 1, 0x13008, type == 1 ? 512 : 16, 1, 2);
+    } else {
+      PutDescriptor(&request, 0, 1, 0x41001, 512, 3, 2);
+    }
+    PutDescriptor(&request, 0, 2, 0x42001, 1, 2, 0);
+    PutStep(&request, 10, 0);
+    Put(&request, uint8_t{0});
+    PutStep(&request, 13, 0);
+    seeds.push_back({"block_type_" + std::to_string(type), request});
   }
   return seeds;
 }

@@ -7,8 +7,10 @@
 #include "fuzz/fuzz_target.h"
 #include "state/decoder.h"
 #include "state/encoder.h"
+#include "support/memory_disk.h"
 #include "support/virtio_driver.h"
 #include "virtio/balloon/balloon.h"
+#include "virtio/block/block.h"
 #include "virtio/rng/rng.h"
 #include "virtio/vsock/vsock.h"
 
@@ -24,12 +26,19 @@ namespace {
 using test::VirtioDriver;
 
 VirtioDriver::Factory Choose(uint8_t selector) {
-  if (selector % 3 == 2) {
+  if (selector % 4 == 3) {
+    return [](memory::GuestMemory* memory) {
+      return std::make_unique<Block>(
+          std::make_shared<test::MemoryDisk>(64 * disk::kSectorBytes),
+          BlockOptions{.serial = "fuzz"}, memory);
+    };
+  }
+  if (selector % 4 == 2) {
     return [](memory::GuestMemory* memory) {
       return std::make_unique<Vsock>(VsockOptions{}, memory);
     };
   }
-  if (selector % 3 == 0) {
+  if (selector % 4 == 0) {
     return [](memory::GuestMemory* memory) {
       return std::make_unique<Rng>(
           RngOptions{.bytes_per_second = 1e12, .burst_bytes = 1e12}, memory);

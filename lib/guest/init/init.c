@@ -12,13 +12,18 @@
  * end: `poweroff` (default), `reboot`, `panic` (process 1 exits), `hang` (spins
  * on the CPU for ever) or `idle` (sleeps for ever). `random` reads from the
  * machine's entropy device, says how many bytes came, and powers off; `vsock`
- * connects to port 1024 of the host, sends back all that it gets, and does.
+ * connects to port 1024 of the host, sends back all that it gets, and does;
+ * `disk` reads, writes and discards on the first disk, says how it went, and
+ * does.
  */
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/fs.h>
 #include <linux/vm_sockets.h>
+#include <stdint.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/mount.h>
 #include <sys/reboot.h>
 #include <sys/socket.h>
@@ -127,6 +132,32 @@ static void EchoToHost(void) {
   Say("vsock bytes", total);
 }
 
+/* Sums the first 4 KiB, fills 64 KiB from 1 MiB on with 0x5a, makes that
+ * durable, and discards 64 KiB from 2 MiB on. */
+static void UseDisk(void) {
+  static unsigned char bytes[65536];
+  uint64_t range[2] = {2 << 20, sizeof(bytes)};
+  const size_t first = 4096;
+  long sum = 0;
+  size_t i;
+  int ok;
+  int fd;
+  mount("devtmpfs", "/dev", "devtmpfs", MS_NOSUID, NULL);
+  fd = open("/dev/vda", O_RDWR | O_CLOEXEC);
+  if (fd < 0 || read(fd, bytes, first) != (ssize_t)first) {
+    Say("disk errno", errno);
+    return;
+  }
+  for (i = 0; i < first; ++i) sum += bytes[i];
+  Say("disk sum", sum);
+  memset(bytes, 0x5a, sizeof(bytes));
+  ok = pwrite(fd, bytes, sizeof(bytes), 1 << 20) == (ssize_t)sizeof(bytes) &&
+       fsync(fd) == 0 && ioctl(fd, BLKDISCARD, range) == 0;
+  if (!ok) Say("disk errno", errno);
+  close(fd);
+  Say("disk ok", ok);
+}
+
 /* The value of the last word `catnap.action=` of the command line. */
 static const char* Action(char* command_line) {
   const char* action = "poweroff";
@@ -154,6 +185,7 @@ int main(void) {
   if (strcmp(action, "panic") == 0) return 1;
   if (strcmp(action, "random") == 0) ReportRandom();
   if (strcmp(action, "vsock") == 0) EchoToHost();
+  if (strcmp(action, "disk") == 0) UseDisk();
   if (strcmp(action, "reboot") == 0) reboot(RB_AUTOBOOT);
   while (strcmp(action, "hang") == 0) {
     __asm__ volatile("" ::: "memory");
