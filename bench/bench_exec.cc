@@ -88,7 +88,10 @@ int Run(Report& report) {
   Check("vsock", (*machine)->AttachVirtio(0, std::move(device), loop->get(),
                                           base::Logger()));
   base::SystemClock clock;
-  runtime::AgentConnection connection(sockets, loop->get(), &clock);
+  // The machine outlives the connection.
+  runtime::AgentConnection connection(
+      std::shared_ptr<vmm::GuestSockets>(std::shared_ptr<void>(), sockets),
+      loop->get(), &clock);
   const auto kernel = OpenGuestFile("vmlinux");
   const auto initramfs = OpenGuestFile("agent.initramfs");
   vmm::LaunchConfig launch;

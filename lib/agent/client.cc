@@ -158,7 +158,7 @@ void Client::EndPings(const absl::Status& reason) {
 
 absl::StatusOr<uint32_t> Client::Open(Kind kind, const Encoded& request,
                                       std::shared_ptr<StreamHandler> handler,
-                                      std::optional<Time> deadline) {
+                                      const CallLimits& limits) {
   uint32_t stream = 0;
   {
     base::MutexLock lock(&mutex_);
@@ -175,11 +175,21 @@ absl::StatusOr<uint32_t> Client::Open(Kind kind, const Encoded& request,
     }
     stream = *opened;
     handlers_.emplace(stream, std::move(handler));
-    if (deadline.has_value()) session_.SetDeadline(stream, *deadline);
+    if (limits.deadline.has_value()) {
+      session_.SetDeadline(stream, *limits.deadline);
+    }
   }
+  if (limits.stop.stop_possible()) WatchStop(stream, limits.stop);
   Pump();
-  if (on_deadline_ && deadline.has_value()) on_deadline_();
+  if (on_deadline_ && limits.deadline.has_value()) on_deadline_();
   return stream;
+}
+
+void Client::WatchStop(uint32_t stream, const std::stop_token& token) {
+  // May call back before it returns.
+  auto stop = std::make_unique<Stop>(token, [this, stream] { Cancel(stream); });
+  base::MutexLock lock(&mutex_);
+  if (handlers_.contains(stream)) stops_.emplace(stream, std::move(stop));
 }
 
 size_t Client::Write(uint32_t stream, uint8_t channel,
@@ -238,11 +248,16 @@ std::shared_ptr<StreamHandler> Client::FindLocked(uint32_t stream) {
 void Client::End(uint32_t stream, absl::StatusOr<Encoded> result) {
   const auto at = handlers_.find(stream);
   if (at == handlers_.end()) return;
+  const auto stop = stops_.find(stream);
   events_.emplace_back(
-      [handler = std::move(at->second), result = std::move(result)]() mutable {
+      [handler = std::move(at->second), result = std::move(result),
+       stop =
+           stop == stops_.end() ? nullptr : std::move(stop->second)]() mutable {
+        stop.reset();
         handler->OnEnd(std::move(result));
       });
   handlers_.erase(at);
+  if (stop != stops_.end()) stops_.erase(stop);
   blocked_.erase(stream);
 }
 

@@ -10,6 +10,7 @@
 #include <optional>
 #include <set>
 #include <span>
+#include <stop_token>
 #include <string>
 #include <string_view>
 #include <unordered_map>
@@ -24,6 +25,23 @@
 #include "base/mutex.h"
 
 namespace catnap::agent {
+
+// What ends a call before the guest does.
+struct CallLimits {
+  using Time = std::chrono::steady_clock::time_point;
+
+  CallLimits() = default;
+  // A time, or none, is all that most callers have.
+  CallLimits(std::nullopt_t) {}  // NOLINT(google-explicit-constructor)
+  CallLimits(Time time)          // NOLINT(google-explicit-constructor)
+      : deadline(time) {}
+  CallLimits(std::optional<Time> time,  // NOLINT(google-explicit-constructor)
+             std::stop_token token = {})
+      : deadline(time), stop(std::move(token)) {}
+
+  std::optional<Time> deadline{};  // DEADLINE_EXCEEDED.
+  std::stop_token stop{};          // CANCELLED.
+};
 
 // The connection's bytes towards the guest; a vsock stream, or a socket.
 class ByteChannel {
@@ -102,12 +120,13 @@ class Client final : private Session::Handler {
   // UNAVAILABLE with kAgentUnresponsive; the connection stays.
   void Ping(Time deadline, PingDone done);
 
-  // Opens a stream. `handler` is kept until OnEnd() returned.
+  // Opens a stream, which `limits` may end. `handler` is kept until OnEnd()
+  // returned.
   // Errors: RESOURCE_EXHAUSTED (streams, or a request above kMaxBodyBytes), or
   // why the connection ended; then no call comes.
   absl::StatusOr<uint32_t> Open(Kind kind, const Encoded& request,
                                 std::shared_ptr<StreamHandler> handler,
-                                std::optional<Time> deadline = {});
+                                const CallLimits& limits = {});
   // As Session's.
   size_t Write(uint32_t stream, uint8_t channel, std::span<const uint8_t> data,
                bool end);
@@ -123,6 +142,7 @@ class Client final : private Session::Handler {
 
  private:
   using Event = absl::AnyInvocable<void() &&>;
+  using Stop = std::stop_callback<std::function<void()>>;
   struct PingWaiter {
     Time deadline;
     PingDone done;
@@ -158,6 +178,8 @@ class Client final : private Session::Handler {
   // credit; too much of it ends the session.
   void QueueBounded(size_t bytes, Event event)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void WatchStop(uint32_t stream, const std::stop_token& token)
+      ABSL_LOCKS_EXCLUDED(mutex_);
   void WakeBlocked() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void EndPings(const absl::Status& reason)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
@@ -172,6 +194,10 @@ class Client final : private Session::Handler {
   base::CondVar idle_;  // busy_ became false.
   Session session_ ABSL_GUARDED_BY(mutex_);
   std::unordered_map<uint32_t, std::shared_ptr<StreamHandler>> handlers_
+      ABSL_GUARDED_BY(mutex_);
+  // Of streams whose caller may ask for their end. Destroyed with no lock held:
+  // that waits for a callback, which takes it.
+  std::unordered_map<uint32_t, std::unique_ptr<Stop>> stops_
       ABSL_GUARDED_BY(mutex_);
   std::deque<Event> events_ ABSL_GUARDED_BY(mutex_);
   size_t queued_bytes_ ABSL_GUARDED_BY(mutex_) = 0;

@@ -174,10 +174,10 @@ class TreeReader {
 
 absl::Status CopyIn(Client* client, const std::filesystem::path& from,
                     const std::string& to, TreeLimits limits,
-                    Deadline deadline) {
+                    const CallLimits& call) {
   CATNAP_ASSIGN_OR_RETURN(
       const auto stream,
-      TreeStream::Open(client, Kind::kTreeIn, {.path = to}, deadline));
+      TreeStream::Open(client, Kind::kTreeIn, {.path = to}, call));
   TreeReader reader(stream.get(), from.string(), limits);
   absl::Status status = reader.Run();
   if (!status.ok()) {

@@ -268,13 +268,13 @@ absl::Status Receive(TreeStream* stream, TreeWriter* writer) {
 
 absl::Status CopyOut(Client* client, const std::string& from,
                      const std::filesystem::path& to, TreeLimits limits,
-                     Deadline deadline) {
+                     const CallLimits& call) {
   CATNAP_ASSIGN_OR_RETURN(const auto stream,
                           TreeStream::Open(client, Kind::kTreeOut,
                                            {.path = from,
                                             .max_bytes = limits.max_bytes,
                                             .max_files = limits.max_files},
-                                           deadline));
+                                           call));
   TreeWriter writer(to, limits);
   absl::Status status = Receive(stream.get(), &writer);
   if (!status.ok()) stream->Cancel();

@@ -63,11 +63,11 @@ class FileCall final : public StreamHandler {
         done_(std::move(done)) {}
 
   static void Start(Client* client, Kind kind, const FileRequest& request,
-                    Deadline deadline, Sink sink, std::string sending,
+                    const CallLimits& limits, Sink sink, std::string sending,
                     Done done) {
     auto call = std::make_shared<FileCall>(client, std::move(sink),
                                            std::move(sending), std::move(done));
-    const auto stream = client->Open(kind, Encode(request), call, deadline);
+    const auto stream = client->Open(kind, Encode(request), call, limits);
     if (!stream.ok()) {
       std::move(call->done_)(stream.status(), {});
       return;
@@ -131,9 +131,9 @@ class FileCall final : public StreamHandler {
 };
 
 void Simple(Client* client, Kind kind, const FileRequest& request,
-            Deadline deadline, FileStatus done) {
+            const CallLimits& limits, FileStatus done) {
   FileCall::Start(
-      client, kind, request, deadline, nullptr, "",
+      client, kind, request, limits, nullptr, "",
       [done = std::move(done)](absl::Status status, const FileResult&) mutable {
         std::move(done)(std::move(status));
       });
@@ -149,10 +149,10 @@ absl::Status FileStatusOf(const FileResult& result) {
 }
 
 void ReadFile(Client* client, const std::string& path, uint64_t max_bytes,
-              Deadline deadline, FileDone<std::string> done) {
+              const CallLimits& limits, FileDone<std::string> done) {
   auto content = std::make_shared<std::string>();
   FileCall::Start(
-      client, Kind::kReadFile, {.path = path, .max_bytes = max_bytes}, deadline,
+      client, Kind::kReadFile, {.path = path, .max_bytes = max_bytes}, limits,
       [content, max_bytes](std::span<const uint8_t> data) {
         if (data.size() > max_bytes - content->size()) return false;
         content->append(data.begin(), data.end());
@@ -170,22 +170,22 @@ void ReadFile(Client* client, const std::string& path, uint64_t max_bytes,
 }
 
 void WriteFile(Client* client, const std::string& path, std::string data,
-               uint32_t mode, Deadline deadline, FileStatus done) {
+               uint32_t mode, const CallLimits& limits, FileStatus done) {
   FileRequest request{.path = path, .mode = mode};
   request.data = data.substr(0, kMaxInlineData);
   data.erase(0, request.data.size());
   request.more = !data.empty();
   FileCall::Start(
-      client, Kind::kWriteFile, request, deadline, nullptr, std::move(data),
+      client, Kind::kWriteFile, request, limits, nullptr, std::move(data),
       [done = std::move(done)](absl::Status status, const FileResult&) mutable {
         std::move(done)(std::move(status));
       });
 }
 
-void Stat(Client* client, const std::string& path, Deadline deadline,
+void Stat(Client* client, const std::string& path, const CallLimits& limits,
           FileDone<FileEntry> done) {
   FileCall::Start(
-      client, Kind::kStat, {.path = path}, deadline, nullptr, "",
+      client, Kind::kStat, {.path = path}, limits, nullptr, "",
       [done = std::move(done)](absl::Status status, FileResult result) mutable {
         if (status.ok() && !result.entry.has_value()) {
           status = Malformed();
@@ -199,7 +199,8 @@ void Stat(Client* client, const std::string& path, Deadline deadline,
 }
 
 void ListDirectory(Client* client, const std::string& path, size_t max_entries,
-                   Deadline deadline, FileDone<std::vector<FileEntry>> done) {
+                   const CallLimits& limits,
+                   FileDone<std::vector<FileEntry>> done) {
   struct Listing {
     RecordReader records;
     std::vector<FileEntry> entries;
@@ -207,7 +208,7 @@ void ListDirectory(Client* client, const std::string& path, size_t max_entries,
   auto listing = std::make_shared<Listing>();
   FileCall::Start(
       client, Kind::kListDirectory, {.path = path, .max_files = max_entries},
-      deadline,
+      limits,
       [listing, max_entries](std::span<const uint8_t> data) {
         listing->records.Feed(data);
         while (const auto fields = listing->records.Next()) {
@@ -238,16 +239,16 @@ void ListDirectory(Client* client, const std::string& path, size_t max_entries,
 }
 
 void MakeDirectory(Client* client, const std::string& path, uint32_t mode,
-                   Deadline deadline, FileStatus done) {
+                   const CallLimits& limits, FileStatus done) {
   Simple(client, Kind::kMakeDirectory,
-         {.path = path, .mode = mode, .recursive = true}, deadline,
+         {.path = path, .mode = mode, .recursive = true}, limits,
          std::move(done));
 }
 
 void Remove(Client* client, const std::string& path, bool recursive,
-            Deadline deadline, FileStatus done) {
-  Simple(client, Kind::kRemove, {.path = path, .recursive = recursive},
-         deadline, std::move(done));
+            const CallLimits& limits, FileStatus done) {
+  Simple(client, Kind::kRemove, {.path = path, .recursive = recursive}, limits,
+         std::move(done));
 }
 
 }  // namespace catnap::agent

@@ -23,22 +23,22 @@ namespace catnap::agent {
 template <typename T>
 using FileDone = absl::AnyInvocable<void(absl::StatusOr<T>) &&>;
 using FileStatus = absl::AnyInvocable<void(absl::Status) &&>;
-using Deadline = std::optional<Client::Time>;
 
 void ReadFile(Client* client, const std::string& path, uint64_t max_bytes,
-              Deadline deadline, FileDone<std::string> done);
+              const CallLimits& limits, FileDone<std::string> done);
 // Makes the file or replaces its content; not atomic.
 void WriteFile(Client* client, const std::string& path, std::string data,
-               uint32_t mode, Deadline deadline, FileStatus done);
-void Stat(Client* client, const std::string& path, Deadline deadline,
+               uint32_t mode, const CallLimits& limits, FileStatus done);
+void Stat(Client* client, const std::string& path, const CallLimits& limits,
           FileDone<FileEntry> done);
 void ListDirectory(Client* client, const std::string& path, size_t max_entries,
-                   Deadline deadline, FileDone<std::vector<FileEntry>> done);
+                   const CallLimits& limits,
+                   FileDone<std::vector<FileEntry>> done);
 // Makes parents too; a directory that is there is no error.
 void MakeDirectory(Client* client, const std::string& path, uint32_t mode,
-                   Deadline deadline, FileStatus done);
+                   const CallLimits& limits, FileStatus done);
 void Remove(Client* client, const std::string& path, bool recursive,
-            Deadline deadline, FileStatus done);
+            const CallLimits& limits, FileStatus done);
 
 struct TreeLimits {
   uint64_t max_bytes = uint64_t{8} << 30;  // Holes count, too.
@@ -52,14 +52,14 @@ struct TreeLimits {
 // symbolic and hard links, holes; no devices, sockets or pipes.
 absl::Status CopyIn(Client* client, const std::filesystem::path& from,
                     const std::string& to, TreeLimits limits,
-                    Deadline deadline);
+                    const CallLimits& call);
 // CopyOut trusts nothing of what the guest sends: files, directories and links
 // are made below `to` without following links, symbolic links that lead out are
 // left out, set-id bits are dropped, the owner is the caller.
 // Errors also: OUT_OF_RANGE (limits), UNAVAILABLE (the guest broke the rules).
 absl::Status CopyOut(Client* client, const std::string& from,
                      const std::filesystem::path& to, TreeLimits limits,
-                     Deadline deadline);
+                     const CallLimits& call);
 
 // A guest's result as a status.
 absl::Status FileStatusOf(const FileResult& result);

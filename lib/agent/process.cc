@@ -115,7 +115,7 @@ GuestProcess::GuestProcess(Client* client, std::shared_ptr<Handler> handler)
 
 absl::StatusOr<std::shared_ptr<GuestProcess>> GuestProcess::Start(
     Client* client, ExecRequest request, ProcessEvents events,
-    std::optional<Client::Time> deadline) {
+    const CallLimits& limits) {
   std::string rest;
   const bool open = request.stdin_open;
   if (request.stdin_data.size() > kMaxInlineData) {
@@ -127,7 +127,7 @@ absl::StatusOr<std::shared_ptr<GuestProcess>> GuestProcess::Start(
                                            std::move(rest), !open);
   CATNAP_ASSIGN_OR_RETURN(
       const uint32_t stream,
-      client->Open(Kind::kExec, Encode(request), handler, deadline));
+      client->Open(Kind::kExec, Encode(request), handler, limits));
   handler->Attach(stream);
   return std::shared_ptr<GuestProcess>(
       new GuestProcess(client, std::move(handler)));
@@ -179,7 +179,7 @@ void GuestProcess::Kill() { client_->Cancel(handler_->stream()); }
 
 absl::StatusOr<uint32_t> Exec(
     Client* client, ExecRequest request, uint64_t max_output_bytes,
-    std::optional<Client::Time> deadline,
+    const CallLimits& limits,
     absl::AnyInvocable<void(absl::StatusOr<ExecOutcome>) &&> done) {
   struct Collected {
     ExecOutcome outcome;
@@ -212,7 +212,7 @@ absl::StatusOr<uint32_t> Exec(
   };
   CATNAP_ASSIGN_OR_RETURN(const std::shared_ptr<GuestProcess> process,
                           GuestProcess::Start(client, std::move(request),
-                                              std::move(events), deadline));
+                                              std::move(events), limits));
   return process->stream();
 }
 
@@ -254,11 +254,11 @@ class ListHandler final : public StreamHandler {
 
 }  // namespace
 
-absl::Status ListProcesses(Client* client, std::optional<Client::Time> deadline,
+absl::Status ListProcesses(Client* client, const CallLimits& limits,
                            ListHandler::Done done) {
   return client
       ->Open(Kind::kListProcesses, {},
-             std::make_shared<ListHandler>(std::move(done)), deadline)
+             std::make_shared<ListHandler>(std::move(done)), limits)
       .status();
 }
 

@@ -41,7 +41,7 @@ class GuestProcess {
   // Errors: as Client::Open(); then no event comes.
   static absl::StatusOr<std::shared_ptr<GuestProcess>> Start(
       Client* client, ExecRequest request, ProcessEvents events,
-      std::optional<Client::Time> deadline = {});
+      const CallLimits& limits = {});
   // Takes part in a process that a connection before this one started: its
   // last output, what follows, and its end. NOT_FOUND comes by on_exit.
   static absl::StatusOr<std::shared_ptr<GuestProcess>> Attach(
@@ -80,12 +80,12 @@ struct ExecOutcome {
 // Returns the stream for Client::Cancel(). Errors: as Client::Open().
 absl::StatusOr<uint32_t> Exec(
     Client* client, ExecRequest request, uint64_t max_output_bytes,
-    std::optional<Client::Time> deadline,
+    const CallLimits& limits,
     absl::AnyInvocable<void(absl::StatusOr<ExecOutcome>) &&> done);
 
 // The processes that live, those of earlier connections too.
 absl::Status ListProcesses(
-    Client* client, std::optional<Client::Time> deadline,
+    Client* client, const CallLimits& limits,
     absl::AnyInvocable<void(absl::StatusOr<std::vector<ProcessEntry>>) &&>
         done);
 

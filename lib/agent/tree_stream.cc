@@ -8,9 +8,10 @@ constexpr size_t kJoinBytes = 32 << 10;
 }  // namespace
 
 absl::StatusOr<std::shared_ptr<TreeStream>> TreeStream::Open(
-    Client* client, Kind kind, const FileRequest& request, Deadline deadline) {
+    Client* client, Kind kind, const FileRequest& request,
+    const CallLimits& limits) {
   auto stream = std::make_shared<TreeStream>(client);
-  auto id = client->Open(kind, Encode(request), stream, deadline);
+  auto id = client->Open(kind, Encode(request), stream, limits);
   if (!id.ok()) return id.status();
   base::MutexLock lock(&stream->mutex_);
   stream->stream_ = *id;

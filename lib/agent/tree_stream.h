@@ -24,7 +24,8 @@ class TreeStream final : public StreamHandler {
   explicit TreeStream(Client* client) : client_(client) {}
 
   static absl::StatusOr<std::shared_ptr<TreeStream>> Open(
-      Client* client, Kind kind, const FileRequest& request, Deadline deadline);
+      Client* client, Kind kind, const FileRequest& request,
+      const CallLimits& limits);
   // For the caller that gives up; ends the stream.
   void Cancel() { client_->Cancel(id()); }
 

@@ -11,16 +11,16 @@ namespace catnap::runtime {
 
 // What the acceptor and the connections have in common.
 struct AgentConnection::Shared {
-  Shared(vmm::GuestSockets* sockets_, io::EventLoop* loop_, base::Clock* clock_,
-         std::shared_ptr<agent::ServiceListener> services_)
-      : sockets(sockets_),
+  Shared(std::shared_ptr<vmm::GuestSockets> sockets_, io::EventLoop* loop_,
+         base::Clock* clock_, std::shared_ptr<agent::ServiceListener> services_)
+      : sockets(std::move(sockets_)),
         loop(loop_),
         clock(clock_),
         services(std::move(services_)) {}
 
-  vmm::GuestSockets* const sockets;  // Not owned.
-  io::EventLoop* const loop;         // Not owned.
-  base::Clock* const clock;          // Not owned.
+  const std::shared_ptr<vmm::GuestSockets> sockets;
+  io::EventLoop* const loop;  // Not owned.
+  base::Clock* const clock;   // Not owned.
   const std::shared_ptr<agent::ServiceListener> services;
 
   base::Mutex mutex;
@@ -31,13 +31,19 @@ struct AgentConnection::Shared {
 };
 
 // One connection. Owned by the socket's stream, by Shared while it is the
-// current one, and by whoever holds its client.
+// current one, and by whoever holds its client: so the last one to let go may
+// be a handler of this very client. Make() has the loop destroy it.
 class AgentConnection::Link final : public vmm::GuestSocketHandler,
                                     public agent::ByteChannel,
                                     public std::enable_shared_from_this<Link> {
  public:
-  Link(std::shared_ptr<Shared> shared, vmm::GuestSocketId id)
-      : shared_(std::move(shared)), id_(id) {}
+  static std::shared_ptr<Link> Make(const std::shared_ptr<Shared>& shared,
+                                    vmm::GuestSocketId id) {
+    io::EventLoop* const loop = shared->loop;
+    return std::shared_ptr<Link>(new Link(shared, id), [loop](Link* link) {
+      loop->Post([owned = std::unique_ptr<Link>(link)] {});
+    });
+  }
 
   ~Link() override {
     const base::MutexLock lock(&mutex_);
@@ -109,6 +115,9 @@ class AgentConnection::Link final : public vmm::GuestSocketHandler,
   }
 
  private:
+  Link(std::shared_ptr<Shared> shared, vmm::GuestSocketId id)
+      : shared_(std::move(shared)), id_(id) {}
+
   struct Timer {
     std::chrono::steady_clock::time_point when;
     io::OperationId id;
@@ -157,18 +166,18 @@ class AgentConnection::Link final : public vmm::GuestSocketHandler,
 };
 
 AgentConnection::AgentConnection(
-    vmm::GuestSockets* sockets, io::EventLoop* loop, base::Clock* clock,
-    std::shared_ptr<agent::ServiceListener> services)
-    : sockets_(sockets),
-      shared_(
-          std::make_shared<Shared>(sockets, loop, clock, std::move(services))) {
-  sockets_->Listen(kAgentPort, [shared = shared_](vmm::GuestSocketId id) {
-    return std::make_shared<Link>(shared, id);
-  });
+    std::shared_ptr<vmm::GuestSockets> sockets, io::EventLoop* loop,
+    base::Clock* clock, std::shared_ptr<agent::ServiceListener> services)
+    : shared_(std::make_shared<Shared>(std::move(sockets), loop, clock,
+                                       std::move(services))) {
+  shared_->sockets->Listen(kAgentPort,
+                           [shared = shared_](vmm::GuestSocketId id) {
+                             return Link::Make(shared, id);
+                           });
 }
 
 AgentConnection::~AgentConnection() {
-  sockets_->Listen(kAgentPort, nullptr);
+  shared_->sockets->Listen(kAgentPort, nullptr);
   std::shared_ptr<Link> link;
   {
     const base::MutexLock lock(&shared_->mutex);

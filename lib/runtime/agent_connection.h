@@ -27,10 +27,10 @@ inline constexpr uint32_t kAgentPort = 1;
 // that brought the bytes, mostly the loop's: they must not block.
 class AgentConnection {
  public:
-  // What the constructor is given is borrowed and must outlive this, and the
-  // sockets all clients that were handed out.
-  AgentConnection(vmm::GuestSockets* sockets, io::EventLoop* loop,
-                  base::Clock* clock,
+  // `loop` and `clock` are borrowed and must outlive this and all clients that
+  // were handed out. The sockets live as long as those do.
+  AgentConnection(std::shared_ptr<vmm::GuestSockets> sockets,
+                  io::EventLoop* loop, base::Clock* clock,
                   std::shared_ptr<agent::ServiceListener> services = nullptr);
   // Ends the connection: streams end with CANCELLED. Not from a handler.
   ~AgentConnection();
@@ -47,7 +47,6 @@ class AgentConnection {
   class Link;
   struct Shared;
 
-  vmm::GuestSockets* const sockets_;  // Not owned.
   // Also of the acceptor, which may run while this goes.
   const std::shared_ptr<Shared> shared_;
 };

@@ -31,13 +31,14 @@ class AgentGuest {
         {.memory_bytes = 256 << 20, .vcpus = vcpus, .device_pages = 1});
     auto device = std::make_unique<virtio::Vsock>(virtio::VsockOptions{},
                                                   &machine_->memory());
-    sockets_ = device.get();
+    virtio::Vsock* const sockets = device.get();
     REQUIRE(
         machine_
             ->AttachVirtio(0, std::move(device), loop_.get(), base::Logger())
             .ok());
-    connection_ =
-        std::make_unique<AgentConnection>(sockets_, loop_.get(), &clock_);
+    connection_ = std::make_unique<AgentConnection>(
+        std::shared_ptr<vmm::GuestSockets>(machine_, sockets), loop_.get(),
+        &clock_);
     vmm::LaunchConfig launch;
     launch.linux_kernel = {.kernel_fd = kernel.get(),
                            .initramfs_fd = initramfs.get(),
@@ -54,7 +55,6 @@ class AgentGuest {
 
   agent::Client* client() { return client_.get(); }
   vmm::Machine& machine() { return *machine_; }
-  vmm::GuestSockets& sockets() { return *sockets_; }
 
   absl::Status Ping() {
     std::promise<absl::Status> done;
@@ -92,8 +92,7 @@ class AgentGuest {
  private:
   base::SystemClock clock_;
   std::unique_ptr<io::EventLoop> loop_;
-  std::unique_ptr<vmm::Machine> machine_;
-  vmm::GuestSockets* sockets_ = nullptr;
+  std::shared_ptr<vmm::Machine> machine_;
   std::unique_ptr<AgentConnection> connection_;
   std::shared_ptr<agent::Client> client_;
 };

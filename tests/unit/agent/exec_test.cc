@@ -60,6 +60,25 @@ TEST_CASE("Exec reports how a process ended and what it wrote") {
   CHECK(outcome->report.max_rss_bytes > 0);
 }
 
+TEST_CASE("A stop token ends a call and kills the program") {
+  RunningAgent agent(CATNAP_GUEST_AGENT);
+  const bool before = GENERATE(true, false);
+  std::stop_source stop;
+  if (before) stop.request_stop();
+  std::promise<absl::StatusOr<ExecOutcome>> done;
+  const auto stream = Exec(agent.client(), Shell("sleep 1000"), 4096,
+                           {std::nullopt, stop.get_token()},
+                           [&done](absl::StatusOr<ExecOutcome> outcome) {
+                             done.set_value(std::move(outcome));
+                           });
+  REQUIRE(stream.ok());
+  stop.request_stop();
+  const auto outcome = done.get_future().get();
+  CHECK(outcome.status().code() == absl::StatusCode::kCancelled);
+  // The connection goes on.
+  CHECK(agent.Exec(Shell("true")).ok());
+}
+
 TEST_CASE("What cannot be started says 127 or 126 and why") {
   RunningAgent agent(CATNAP_GUEST_AGENT);
   const auto [program, code] = GENERATE(table<std::string, uint32_t>({
