@@ -8,6 +8,7 @@
 #include "catnap/export.h"
 #include "catnap/host.h"
 #include "catnap/log.h"
+#include "catnap/network.h"
 #include "catnap/version.h"
 
 #endif  // CATNAP_CATNAP_H_
