@@ -31,6 +31,7 @@ row(runtime base state io codec vmm snapshot disk net agent)
 row(image base io runtime agent)
 row(gateway base io runtime agent)
 row(guest base state agent)
+row(rootfs base)
 
 # The layers that implement the public API see all of include/catnap. Those
 # below take only the words that both sides speak.
