@@ -201,11 +201,22 @@ absl::Status AddEntry(archive* reader, archive_entry* entry, const char* path,
   }
 }
 
+// A tar that was cut off between two entries reads like a whole one, but for
+// the empty block that should follow the last.
+absl::Status CheckEnd(archive* reader) {
+  if (archive_filter_bytes(reader, 0) > archive_read_header_position(reader)) {
+    return absl::OkStatus();
+  }
+  return Error(absl::StatusCode::kDataLoss,
+               "the archive has no end; it was cut off after {} bytes",
+               archive_filter_bytes(reader, 0));
+}
+
 absl::Status AddAll(archive* reader, const Owners& owners, Tree* tree) {
   while (true) {
     archive_entry* entry = nullptr;
     const int result = archive_read_next_header(reader, &entry);
-    if (result == ARCHIVE_EOF) return absl::OkStatus();
+    if (result == ARCHIVE_EOF) return CheckEnd(reader);
     const char* path = result == ARCHIVE_OK || result == ARCHIVE_WARN
                            ? archive_entry_pathname(entry)
                            : nullptr;
