@@ -302,13 +302,15 @@ void Client::OnOpen(uint32_t stream, uint32_t kind, Session::Bytes request) {
   }
   QueueBounded(0, [this, stream, port] {
     std::shared_ptr<StreamHandler> handler =
-        services_->OnConnect(stream, port.port);
+        services_->OnConnect(this, stream, port.port);
     base::MutexLock lock(&mutex_);
     if (handler == nullptr) {
       session_.Reset(stream, ResetCode::kRefused, "no such service");
     } else if (session_.IsOpen(stream)) {
-      handlers_.emplace(stream, std::move(handler));
+      handlers_.emplace(stream, handler);
       session_.SendMessage(stream, {});
+      // Credit that came before had nobody to tell.
+      events_.emplace_back([handler] { handler->OnWritable(); });
     } else {
       handlers_.emplace(stream, std::move(handler));
       End(stream, absl::UnavailableError("the guest closed the connection"));

@@ -62,18 +62,27 @@ class StreamHandler {
   virtual size_t OnData(uint8_t channel, std::span<const uint8_t> data,
                         bool end) = 0;
   virtual void OnMessage(Fields /*fields*/) {}
-  // After a Write() that took less than it was given.
+  // After a Write() that took less than it was given, and once when a service
+  // has taken its connection.
   virtual void OnWritable() {}
   // The last call: CLOSE's fields, or why there are none.
   virtual void OnEnd(absl::StatusOr<Encoded> result) = 0;
 };
 
-// A connection that the guest opened to a service of the host.
+class Client;
+
+// What the host serves to the guest. Calls are as StreamHandler's, except that
+// those of two clients may overlap.
 class ServiceListener {
  public:
   virtual ~ServiceListener() = default;
-  // Returns who handles it, or null to refuse. As StreamHandler's calls.
-  virtual std::shared_ptr<StreamHandler> OnConnect(uint32_t stream,
+  // The owner of a client with this listener tells of it: it may open
+  // Kind::kListen streams from now on.
+  virtual void OnClient(const std::shared_ptr<Client>& /*client*/) {}
+  // A connection that the guest opened to a service. Returns who handles it, or
+  // null to refuse. `client` carries `stream`.
+  virtual std::shared_ptr<StreamHandler> OnConnect(Client* client,
+                                                   uint32_t stream,
                                                    uint16_t port) = 0;
 };
 

@@ -95,6 +95,10 @@ class AgentConnection::Link final : public vmm::GuestSocketHandler,
       before->End(absl::UnavailableError(
           "the guest's agent has a newer connection, or none is wanted"));
     }
+    if (shared_->services != nullptr) {
+      shared_->services->OnClient(
+          std::shared_ptr<agent::Client>(shared_from_this(), client()));
+    }
   }
   void OnData(std::span<const uint8_t> bytes) override {
     client()->OnReceive(bytes);

@@ -45,7 +45,8 @@ class Acceptor final : public ServiceListener {
    private:
     int ended_ = 0;
   };
-  std::shared_ptr<StreamHandler> OnConnect(uint32_t, uint16_t port) override {
+  std::shared_ptr<StreamHandler> OnConnect(Client*, uint32_t,
+                                           uint16_t port) override {
     return port % 2 == 0 ? std::make_shared<Handler>() : nullptr;
   }
 };

@@ -104,7 +104,7 @@ TEST_CASE("A port that nobody listens on is refused with the errno") {
 // Answers each connection of the guest with one text.
 class Greeter final : public ServiceListener {
  public:
-  std::shared_ptr<StreamHandler> OnConnect(uint32_t stream,
+  std::shared_ptr<StreamHandler> OnConnect(Client* /*client*/, uint32_t stream,
                                            uint16_t port) override {
     handler = std::make_shared<Collector>();
     connected.set_value({stream, port});
