@@ -34,8 +34,8 @@ CgroupPool::CgroupPool(const std::string& root) {
 
 CgroupPool::~CgroupPool() {
   for (const Cgroup& group : free_) Remove(group);
-  for (const Cgroup& group : inhabited_) {
-    Kill(group);
+  for (Cgroup& group : inhabited_) {
+    Kill(&group);
     for (int i = 0; i < kKillWaits && !IsEmpty(group); ++i) usleep(1000);
     Remove(group);
   }
@@ -68,7 +68,13 @@ Cgroup CgroupPool::Take() {
     // Groups whose last process has ended meanwhile.
     std::vector<Cgroup> still;
     for (Cgroup& group : inhabited_) {
-      (IsEmpty(group) ? free_ : still).push_back(std::move(group));
+      if (!IsEmpty(group)) {
+        still.push_back(std::move(group));
+      } else if (group.limited || group.killed) {
+        Remove(group);
+      } else {
+        free_.push_back(std::move(group));
+      }
     }
     inhabited_ = std::move(still);
   }
@@ -100,16 +106,18 @@ bool CgroupPool::HitMemoryLimit(const Cgroup& group) {
   return false;
 }
 
-void CgroupPool::Kill(const Cgroup& group) {
-  if (group.valid()) WriteText(group.path + "/cgroup.kill", "1");
+void CgroupPool::Kill(Cgroup* group) {
+  if (!group->valid()) return;
+  group->killed = true;
+  WriteText(group->path + "/cgroup.kill", "1");
 }
 
 void CgroupPool::Return(Cgroup group) {
   if (!group.valid()) return;
   if (!IsEmpty(group)) {
     inhabited_.push_back(std::move(group));
-  } else if (group.limited || free_.size() >= kMaxFree) {
-    // Limits and counters are not for the next one.
+  } else if (group.limited || group.killed || free_.size() >= kMaxFree) {
+    // Limits, counters and the kill are not for the next one.
     Remove(group);
   } else {
     free_.push_back(std::move(group));

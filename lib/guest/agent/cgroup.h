@@ -12,14 +12,17 @@ struct Cgroup {
   std::string path{};
   int fd = -1;  // Of the directory, for clone3().
   bool limited = false;
+  bool killed = false;
   bool valid() const { return fd >= 0; }
 };
 
 // Every process gets a group of its own, since nothing else finds all of a tree
 // at a timeout or a cancel: not the session, which a daemon leaves, nor the
 // parents, who die. Making and removing a group costs more than a short exec,
-// so empty groups are kept and given out again; a group that children still
-// live in waits until they are gone. All are below one group, which is what is
+// so empty groups are kept and given out again, unless they had a limit or were
+// killed: newer kernels kill each process that clone3() puts into a group that
+// was killed once (seen with 6.18). A group that children still live in waits
+// until they are gone. All are below one group, which is what is
 // frozen before a suspend.
 class CgroupPool {
  public:
@@ -34,7 +37,7 @@ class CgroupPool {
   // False: this kernel or root cannot limit memory.
   static bool LimitMemory(Cgroup* group, uint64_t bytes);
   static bool HitMemoryLimit(const Cgroup& group);
-  static void Kill(const Cgroup& group);
+  static void Kill(Cgroup* group);
   // Its process has ended; others may live on in it.
   void Return(Cgroup group);
   bool available() const { return !base_.empty(); }

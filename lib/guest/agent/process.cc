@@ -361,7 +361,7 @@ void Process::Control(const agent::ExecControl& control) {
 }
 
 void Process::KillTree() {
-  if (cgroup_.valid()) CgroupPool::Kill(cgroup_);
+  if (cgroup_.valid()) CgroupPool::Kill(&cgroup_);
   // Without groups: at least its session's first process group.
   if (!exited_ && pid_ > 0) kill(-pid_, SIGKILL);
 }
