@@ -25,13 +25,13 @@ struct LogBounds {
 };
 
 struct LoggerOptions {
-  std::shared_ptr<LogSink> sink;  // Null: silent.
+  std::shared_ptr<LogSink> sink{};  // Null: silent.
   // Where the sink is called: the host program's executor, so that its code
   // never runs on a vCPU or I/O thread. Null: the thread that logs.
-  std::shared_ptr<Executor> executor;
-  std::string vm_id;  // Empty: not about one VM.
-  std::string source;
-  LogBounds bounds;
+  std::shared_ptr<Executor> executor{};
+  std::string vm_id{};  // Empty: not about one VM.
+  std::string source{};
+  LogBounds bounds{};
   Clock* clock = nullptr;  // Must outlive the Logger. Null: the system's.
 };
 

@@ -339,6 +339,12 @@ uint64_t Machine::user_exits() const {
   return exits;
 }
 
+std::chrono::nanoseconds Machine::vcpu_time() const {
+  std::chrono::nanoseconds time{0};
+  for (const auto& vcpu : vcpus_) time += vcpu->cpu_time();
+  return time;
+}
+
 device::RegisterPage Machine::register_page(int page) {
   return register_pages_->page(static_cast<size_t>(page));
 }

@@ -160,6 +160,10 @@ class Machine final : private VcpuThread::EndSink {
   // vCPUs: what register pages and ioeventfds are there to avoid.
   uint64_t user_exits() const;
 
+  // CPU time of all vCPU threads: of the guest, and of what the VMM did for it
+  // there.
+  std::chrono::nanoseconds vcpu_time() const;
+
   // When the first vCPU was let run for the first time.
   std::optional<std::chrono::steady_clock::time_point> started_at() const;
 

@@ -52,6 +52,18 @@ VcpuThread::~VcpuThread() {
   thread_.Join();
 }
 
+std::chrono::nanoseconds VcpuThread::cpu_time() const {
+  clockid_t clock{};
+  timespec time{};
+  if (!thread_.joinable() ||
+      ::pthread_getcpuclockid(thread_.handle(), &clock) != 0 ||
+      ::clock_gettime(clock, &time) != 0) {
+    return std::chrono::nanoseconds(0);
+  }
+  return std::chrono::seconds(time.tv_sec) +
+         std::chrono::nanoseconds(time.tv_nsec);
+}
+
 void VcpuThread::Resume() {
   const base::MutexLock lock(&mutex_);
   if (wanted_ == Wanted::kExit) return;

@@ -2,6 +2,7 @@
 #define CATNAP_LIB_VMM_VCPU_THREAD_H_
 
 #include <atomic>
+#include <chrono>
 #include <cstdint>
 #include <memory>
 
@@ -68,6 +69,8 @@ class VcpuThread {
     // relaxed: a statistic that orders nothing.
     return user_exits_.load(std::memory_order_relaxed);
   }
+  // What the thread has used of CPUs.
+  std::chrono::nanoseconds cpu_time() const;
 
  private:
   enum class Wanted { kPark, kRun, kExit };

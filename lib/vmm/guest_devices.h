@@ -1,0 +1,43 @@
+#ifndef CATNAP_LIB_VMM_GUEST_DEVICES_H_
+#define CATNAP_LIB_VMM_GUEST_DEVICES_H_
+
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "base/log.h"
+#include "disk/block_io.h"
+#include "io/event_loop.h"
+#include "vmm/guest_sockets.h"
+#include "vmm/machine.h"
+
+namespace catnap::vmm {
+
+struct DiskDevice {
+  std::shared_ptr<disk::BlockIo> disk;
+  std::string serial;
+  std::function<void()> cancel_parked;  // See virtio::BlockOptions; or null.
+};
+
+// The devices of a guest with an agent. Pages in this order: disks, the first
+// of which is its root, sockets, entropy, balloon.
+struct GuestDevices {
+  std::vector<DiskDevice> disks;
+};
+
+// Register pages that they take.
+int DevicePages(const GuestDevices& devices);
+
+// Puts them into `machine` before its guest runs. `loop` serves them; borrowed,
+// it must outlive the machine. Returns the sockets, which the machine owns.
+// Errors: as Machine::AttachVirtio().
+absl::StatusOr<GuestSockets*> AttachGuestDevices(Machine* machine,
+                                                 GuestDevices devices,
+                                                 io::EventLoop* loop,
+                                                 const base::Logger& log);
+
+}  // namespace catnap::vmm
+
+#endif  // CATNAP_LIB_VMM_GUEST_DEVICES_H_
