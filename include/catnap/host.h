@@ -1,13 +1,29 @@
 #ifndef CATNAP_HOST_H_
 #define CATNAP_HOST_H_
 
+#include <cstdint>
+#include <filesystem>
+#include <memory>
+#include <optional>
 #include <string>
+#include <string_view>
+#include <vector>
 
 #include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "catnap/call.h"
 #include "catnap/errors.h"
+#include "catnap/executor.h"
 #include "catnap/export.h"
+#include "catnap/image.h"
+#include "catnap/log.h"
+#include "catnap/microvm.h"
 
 namespace catnap {
+
+namespace runtime {
+class HostCore;
+}
 
 // What this machine can do for the library. Plain data.
 struct HostReport {
@@ -34,8 +50,56 @@ struct HostReport {
   std::string summary{};
 };
 
+struct HostOptions {
+  // Where MicroVMs keep their disks; made when missing, with mode 0700, and
+  // used by one process at a time. Empty: a private temporary directory, which
+  // Close() removes.
+  std::filesystem::path state_dir{};
+  // Where images are kept; shared by any number of processes. Empty:
+  // state_dir/"images".
+  std::filesystem::path image_dir{};
+  // An ELF vmlinux or a bzImage that has the drivers of our guest kernel built
+  // in. Empty: the guest kernel installed with the library.
+  std::filesystem::path kernel{};
+  // The two quotas and compression_level are UNIMPLEMENTED when set, in this
+  // version.
+  uint64_t memory_quota_bytes = 0;
+  uint64_t storage_quota_bytes = 0;
+  int io_threads = 0;  // Event loops, 1 to 64; 0: min(2, CPUs).
+  int compression_level = 1;
+  // Real-time signal for vCPU kicks, which the library blocks in its vCPU
+  // threads only; 0: SIGRTMIN + 6.
+  int kick_signal = 0;
+  std::shared_ptr<LogSink> log{};        // Null: silent.
+  std::shared_ptr<Executor> executor{};  // Runs callbacks; null: one thread.
+};
+
+enum class AtClose { kSuspend, kTerminate };
+struct CloseOptions {
+  AtClose running = AtClose::kSuspend;
+  Millis timeout{30'000};
+};
+
+// Which objects to list; what is not set matches all.
+struct Filter {
+  std::optional<std::string> image{};  // By name.
+  Labels labels{};                     // All of these.
+};
+
+// Owns the MicroVMs of one state directory, and the threads that serve them.
+//
+// Thread-safe. Objects of one Host cannot be used with another.
 class CATNAP_EXPORT Host {
  public:
+  // Errors:
+  //   INVALID_ARGUMENT     an option, by name
+  //   FAILED_PRECONDITION  kStateDirInUse, another process has state_dir
+  //   PERMISSION_DENIED    a directory cannot be made or written
+  //   RESOURCE_EXHAUSTED   threads, descriptors
+  // Works where KVM does not: MicroVM::Run() then says why. Blocks for
+  // milliseconds. What MicroVMs of a process that died left there is removed.
+  static absl::StatusOr<std::shared_ptr<Host>> Open(HostOptions options);
+
   // Looks at this machine: opens /dev/kvm, runs two tiny guests on it, and
   // tries the kernel interfaces that make the library fast.
   //
@@ -43,6 +107,33 @@ class CATNAP_EXPORT Host {
   // that never answers the tiny guests). Leaves nothing behind: descriptors
   // are closed, threads joined, the temporary files it makes removed.
   static HostReport Probe();
+
+  // All versions in image_dir, by name and version. Unreadable ones are left
+  // out and logged. Reads the disk.
+  std::vector<Image> ListImages() const;
+  // Default: the newest version. Errors: NOT_FOUND; DATA_LOSS.
+  absl::StatusOr<Image> GetImage(std::string_view name,
+                                 std::string_view version = {}) const;
+  // By id. Those that ended stay listed for 20 minutes, at most 1,000.
+  std::vector<MicroVM> ListMicroVMs(const Filter& filter = {}) const;
+  // Errors: NOT_FOUND.
+  absl::StatusOr<MicroVM> GetMicroVM(std::string_view id) const;
+
+  // Ends every MicroVM and every call, and joins all threads. Calls that wait
+  // return CANCELLED with kHostClosed. Idempotent; ~Host() is Close({}).
+  // Errors: UNIMPLEMENTED, machines ran and were to be suspended, which this
+  // version cannot: they were ended, and the Host is closed all the same. Pass
+  // AtClose::kTerminate to say that this is meant. DEADLINE_EXCEEDED, callbacks
+  // still run after `timeout`: what they need is kept until they return.
+  absl::Status Close(CloseOptions options = {});
+  ~Host();
+  Host(const Host&) = delete;
+  Host& operator=(const Host&) = delete;
+
+ private:
+  friend class runtime::HostCore;
+  explicit Host(std::shared_ptr<runtime::HostCore> core);
+  const std::shared_ptr<runtime::HostCore> core_;
 };
 
 }  // namespace catnap

@@ -180,23 +180,33 @@ AgentConnection::AgentConnection(
                            });
 }
 
-AgentConnection::~AgentConnection() {
+void AgentConnection::Close() {
   shared_->sockets->Listen(kAgentPort, nullptr);
   std::shared_ptr<Link> link;
   {
     const base::MutexLock lock(&shared_->mutex);
     shared_->closed = true;
     link.swap(shared_->link);
+    shared_->changed.NotifyAll();
   }
   if (link != nullptr) {
     link->End(absl::CancelledError("the connection with the agent is closed"));
   }
 }
 
+void AgentConnection::Wake() {
+  const base::MutexLock lock(&shared_->mutex);
+  shared_->changed.NotifyAll();
+}
+
 absl::StatusOr<std::shared_ptr<agent::Client>> AgentConnection::WaitForClient(
-    std::chrono::steady_clock::time_point deadline) {
+    std::chrono::steady_clock::time_point deadline,
+    const std::function<bool()>& give_up) {
   const base::MutexLock lock(&shared_->mutex);
   while (shared_->link == nullptr) {
+    if (shared_->closed || (give_up != nullptr && give_up())) {
+      return absl::CancelledError("the wait for the guest's agent was ended");
+    }
     if (!shared_->changed.WaitUntil(&shared_->mutex, deadline) &&
         shared_->link == nullptr) {
       return WithReason(

@@ -3,6 +3,7 @@
 
 #include <chrono>
 #include <cstdint>
+#include <functional>
 #include <memory>
 
 #include "absl/status/statusor.h"
@@ -32,16 +33,23 @@ class AgentConnection {
   AgentConnection(std::shared_ptr<vmm::GuestSockets> sockets,
                   io::EventLoop* loop, base::Clock* clock,
                   std::shared_ptr<agent::ServiceListener> services = nullptr);
-  // Ends the connection: streams end with CANCELLED. Not from a handler.
-  ~AgentConnection();
+  ~AgentConnection() { Close(); }
   AgentConnection(const AgentConnection&) = delete;
   AgentConnection& operator=(const AgentConnection&) = delete;
 
   // The connection's client, which stays usable, though not connected, as long
-  // as the caller keeps it. Blocks until the agent has connected.
-  // Errors: UNAVAILABLE with kAgentUnresponsive, not by `deadline`.
+  // as the caller keeps it. Blocks until the agent has connected, or `give_up`
+  // (may be null; called with a lock held) says so at the start or after a
+  // Wake().
+  // Errors: UNAVAILABLE with kAgentUnresponsive, not by `deadline`; CANCELLED.
   absl::StatusOr<std::shared_ptr<agent::Client>> WaitForClient(
-      std::chrono::steady_clock::time_point deadline);
+      std::chrono::steady_clock::time_point deadline,
+      const std::function<bool()>& give_up = nullptr);
+  // Has those who wait ask their `give_up` again.
+  void Wake();
+  // Ends the connection, and takes no other: streams end with CANCELLED.
+  // Idempotent. Not from a handler.
+  void Close();
 
  private:
   class Link;

@@ -1,0 +1,223 @@
+#ifndef CATNAP_MICROVM_H_
+#define CATNAP_MICROVM_H_
+
+#include <cstddef>
+#include <cstdint>
+#include <filesystem>
+#include <functional>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "catnap/call.h"
+#include "catnap/export.h"
+#include "catnap/files.h"
+#include "catnap/network.h"
+#include "catnap/process.h"
+#include "catnap/run_options.h"
+
+namespace catnap {
+
+class Host;
+class Image;
+namespace runtime {
+class ForwardHandle;
+class HostCore;
+class VmHandle;
+}  // namespace runtime
+
+enum class MicroVMState {
+  kPending,
+  kRunning,
+  kSuspending,
+  kSuspended,
+  kTerminating,
+  kTerminated
+};
+
+enum class TerminationReason {
+  kNone,       // It has not ended.
+  kRequested,  // Terminate(), OnRelease, or the Host was closed.
+  kMaxLifetime,
+  kSuspendedTooLong,
+  kAppExited,  // The application ended, and OnAppExit said so.
+  kHookFailed,
+  kGuestShutdown,      // The guest switched itself off or asked for a reset.
+  kGuestPanic,         // Its kernel gave up.
+  kGuestFault,         // It did what no CPU goes on after.
+  kAgentUnresponsive,  // Its agent never answered.
+  kHostMemory,         // The host had no memory for it.
+  kStorage,
+  kHostProcessDied,
+  kInternal  // KVM failed, or a bug in the library.
+};
+
+// What a MicroVM used since it was started.
+struct Usage {
+  double vcpu_seconds = 0;  // CPU time of its vCPUs.
+  // Of the guest's memory size, over the time it ran.
+  double memory_gib_seconds = 0;
+  uint64_t snapshot_bytes_written = 0, snapshot_bytes_read = 0;
+  uint64_t stored_bytes = 0;  // Its disk's own part, now.
+  Millis running{0}, suspended{0};
+};
+
+// A port of the host that leads to one of a guest. Destroying it closes the
+// port and its connections. Thread-safe.
+class CATNAP_EXPORT Forward {
+ public:
+  Forward(Forward&& other) noexcept;
+  Forward& operator=(Forward&& other) noexcept;
+  ~Forward();
+  // Where it listens; the port that was chosen, when 0 was asked for.
+  HostAddress address() const;
+
+ private:
+  friend class MicroVM;
+  explicit Forward(std::unique_ptr<runtime::ForwardHandle> handle);
+  std::unique_ptr<runtime::ForwardHandle> handle_;
+};
+
+// A machine that runs an Image. This is a handle: cheap to copy, equal to
+// another of the same machine. The Host owns the machine; when the last handle
+// goes, RunOptions::on_release says what happens (by default nothing).
+//
+// Errors that every call with a guest may return:
+//   FAILED_PRECONDITION  an empty handle; kVmTerminated, it has ended
+//   CANCELLED            CallOptions::stop; kHostClosed, the Host was closed
+//   DEADLINE_EXCEEDED    CallOptions::timeout
+//   UNAVAILABLE          kAgentUnresponsive, the guest's agent does not answer;
+//                        kVmTerminated, the machine ended during the call
+//   RESOURCE_EXHAUSTED   more than 1,024 calls at once
+// A path of the guest that does not exist is NOT_FOUND, and every refusal of
+// the guest's file system carries kGuestPath.
+//
+// Thread-safe: all calls may overlap. Handles may outlive the Host: id(),
+// state(), state_reason() and termination_reason() still answer.
+class CATNAP_EXPORT MicroVM {
+ public:
+  MicroVM();
+  ~MicroVM();
+  MicroVM(const MicroVM& other);
+  MicroVM& operator=(const MicroVM& other);
+  MicroVM(MicroVM&& other) noexcept;
+  MicroVM& operator=(MicroVM&& other) noexcept;
+  explicit operator bool() const { return handle_ != nullptr; }
+  // Of one machine, or both empty.
+  friend CATNAP_EXPORT bool operator==(const MicroVM& a, const MicroVM& b);
+
+  // Starts a machine from `image` and returns when its application is ready
+  // (ImageSpec::ready), or its agent when there is none. Blocks: the guest
+  // boots. Failed or cancelled it leaves nothing.
+  // Errors:
+  //   INVALID_ARGUMENT     an option, by name; an image of another Host
+  //   ALREADY_EXISTS       the id is taken
+  //   FAILED_PRECONDITION  this machine cannot run Linux guests: see
+  //                        Host::Probe(); no guest kernel is installed; the
+  //                        application ended before it was ready
+  //   RESOURCE_EXHAUSTED   memory, descriptors, disk
+  //   UNAVAILABLE          kAgentUnresponsive, the guest did not come up
+  //   UNIMPLEMENTED        an option this version does not have, by name
+  static absl::StatusOr<MicroVM> Run(Host& host, const Image& image,
+                                     RunOptions options = {},
+                                     CallOptions call = {});
+
+  const std::string& id() const;  // Empty for an empty handle.
+  MicroVMState state() const;     // kTerminated for an empty handle.
+  // For people: why it is in this state, or what it waits for.
+  std::string state_reason() const;
+  TerminationReason termination_reason() const;
+
+  // Ends it at once, whatever it does; its disk goes. Blocks for milliseconds.
+  // OK when it has ended already.
+  absl::Status Terminate(CallOptions call = {}) const;
+  // Blocks until it is in `state`, and misses nothing that lasts.
+  // Errors: FAILED_PRECONDITION, it can no longer come; DEADLINE_EXCEEDED.
+  absl::StatusOr<MicroVMState> WaitForState(MicroVMState state,
+                                            Millis timeout) const;
+
+  // Takes effect for the next frame; connections that it forbids end.
+  // Errors: INVALID_ARGUMENT, a rule, by its text.
+  absl::Status SetEgress(NetworkPolicy policy) const;
+  // Adds, replaces or (null) removes the function at host.catnap:<port>.
+  // Connections that stand stay.
+  absl::Status SetService(uint16_t port,
+                          std::shared_ptr<GuestService> service) const;
+
+  // Runs a program to its end. Returns when it has exited and what it wrote
+  // has come; its children in the background live on. Cancelled or late, the
+  // program's tree is killed.
+  // Errors: INVALID_ARGUMENT, the command, by member.
+  absl::StatusOr<ExecResult> Exec(const Command& command,
+                                  CallOptions call = {}) const;
+  // Starts a program and returns when it runs, or could not be started: then
+  // its Wait() says kNotStarted. Of stdin_data, stdin stays open behind it.
+  absl::StatusOr<std::unique_ptr<Process>> Start(const Command& command,
+                                                 CallOptions call = {}) const;
+  // The programs that were started by this library and live.
+  absl::StatusOr<std::vector<ProcessInfo>> ListProcesses() const;
+  // A handle to one that nobody holds, without its stdin. Reads what it wrote
+  // meanwhile, the last 64 KiB of it, first.
+  // Errors: NOT_FOUND; RESOURCE_EXHAUSTED, another handle has it.
+  absl::StatusOr<std::unique_ptr<Process>> Attach(uint64_t process_id) const;
+
+  // A file's content. Errors: OUT_OF_RANGE, it has more than `max_bytes`.
+  absl::StatusOr<std::string> ReadFile(std::string_view path,
+                                       uint64_t max_bytes = 64u << 20,
+                                       CallOptions call = {}) const;
+  // Makes the file or replaces its content. Its directory must exist.
+  absl::Status WriteFile(std::string_view path, std::string_view data,
+                         int mode = 0644, CallOptions call = {}) const;
+  // Copies a file or a tree in: modes, owners, times, links, holes. No devices,
+  // sockets or pipes.
+  // Errors: NOT_FOUND, PERMISSION_DENIED, of the host's path, which the message
+  // names; OUT_OF_RANGE, `limits`.
+  absl::Status CopyIn(const std::filesystem::path& host, std::string_view guest,
+                      CopyLimits limits = {}, CallOptions call = {}) const;
+  // Copies a file or a tree out. Whatever the guest answers, only files,
+  // directories and links are made, below `host` and as the caller's; links
+  // that lead out and set-id bits are left out.
+  absl::Status CopyOut(std::string_view guest,
+                       const std::filesystem::path& host,
+                       CopyLimits limits = {}, CallOptions call = {}) const;
+  absl::StatusOr<FileInfo> Stat(std::string_view path) const;
+  // Errors: OUT_OF_RANGE, more than `max` entries.
+  absl::StatusOr<std::vector<FileInfo>> ListDirectory(
+      std::string_view path, size_t max = 100'000) const;
+  // Makes parents as well; a directory that is there is no error.
+  absl::Status MakeDirectory(std::string_view path, int mode = 0755) const;
+  absl::Status Remove(std::string_view path, bool recursive = false) const;
+
+  // A connected stream socket to a TCP port of the guest (its loopback).
+  // Errors: UNAVAILABLE, nothing listens there.
+  absl::StatusOr<UniqueFd> Connect(uint16_t guest_port,
+                                   CallOptions call = {}) const;
+  // Listens on the host and leads each connection to `guest_port`. `listen.
+  // host` is an IPv4 or IPv6 address; port 0: any.
+  // Errors: INVALID_ARGUMENT, not an address; ALREADY_EXISTS, the port is
+  // taken; PERMISSION_DENIED.
+  absl::StatusOr<Forward> ForwardPort(HostAddress listen,
+                                      uint16_t guest_port) const;
+
+  Usage GetUsage() const;
+
+ private:
+  friend class runtime::HostCore;
+  friend struct std::hash<MicroVM>;
+  explicit MicroVM(std::shared_ptr<runtime::VmHandle> handle);
+  std::shared_ptr<runtime::VmHandle> handle_;  // Null: empty.
+};
+
+}  // namespace catnap
+
+template <>
+struct std::hash<catnap::MicroVM> {
+  size_t operator()(const catnap::MicroVM& vm) const {
+    return std::hash<std::string>()(vm.id());
+  }
+};
+
+#endif  // CATNAP_MICROVM_H_

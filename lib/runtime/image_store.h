@@ -1,0 +1,74 @@
+#ifndef CATNAP_LIB_RUNTIME_IMAGE_STORE_H_
+#define CATNAP_LIB_RUNTIME_IMAGE_STORE_H_
+
+#include <filesystem>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "base/log.h"
+#include "base/unique_fd.h"
+#include "runtime/image_record.h"
+
+namespace catnap::runtime {
+
+// A directory of images, shared by any number of processes. IMAGE_FORMAT.md
+// says what is in it. Thread-safe; everything blocks on the disk.
+class ImageStore {
+ public:
+  // A directory that becomes a version, or is removed with this object.
+  class Draft {
+   public:
+    Draft(std::filesystem::path directory, base::UniqueFd lock)
+        : directory_(std::move(directory)), lock_(std::move(lock)) {}
+    ~Draft();
+    Draft(const Draft&) = delete;
+    Draft& operator=(const Draft&) = delete;
+
+    const std::filesystem::path& directory() const { return directory_; }
+
+   private:
+    friend class ImageStore;
+    std::filesystem::path directory_;  // Empty once published.
+    base::UniqueFd lock_;
+  };
+
+  // Makes the directory when it is missing, and removes what builds of
+  // processes that died left in it.
+  // Errors: PERMISSION_DENIED, RESOURCE_EXHAUSTED, ... naming the directory.
+  static absl::StatusOr<std::unique_ptr<ImageStore>> Open(
+      std::filesystem::path directory, base::Logger log);
+
+  absl::StatusOr<std::unique_ptr<Draft>> NewDraft();
+  // Writes `record` beside what the draft has and makes it the next version of
+  // its name.
+  absl::StatusOr<std::shared_ptr<const ImageRecord>> Publish(
+      std::unique_ptr<Draft> draft, ImageRecord record);
+
+  // "" : the newest. Errors: NOT_FOUND, naming what there is; DATA_LOSS.
+  absl::StatusOr<std::shared_ptr<const ImageRecord>> Get(
+      std::string_view name, std::string_view version) const;
+  // By name and version. What cannot be read is logged and left out.
+  std::vector<std::shared_ptr<const ImageRecord>> List() const;
+  // Removes it; who has its files open keeps them. Idempotent.
+  static absl::Status Delete(const ImageRecord& record);
+
+ private:
+  ImageStore(std::filesystem::path directory, base::Logger log)
+      : directory_(std::move(directory)), log_(std::move(log)) {}
+  void RemoveAbandoned() const;
+  // Ascending.
+  std::vector<uint32_t> VersionsOf(const std::string& name) const;
+  absl::StatusOr<std::shared_ptr<const ImageRecord>> Read(
+      const std::string& name, uint32_t major) const;
+
+  const std::filesystem::path directory_;
+  const base::Logger log_;
+};
+
+}  // namespace catnap::runtime
+
+#endif  // CATNAP_LIB_RUNTIME_IMAGE_STORE_H_

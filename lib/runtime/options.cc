@@ -1,0 +1,86 @@
+#include "runtime/options.h"
+
+#include <csignal>
+
+#include "base/status.h"
+
+namespace catnap::runtime {
+namespace {
+
+constexpr int kMaxIoThreads = 64;
+constexpr size_t kMaxSerialBytes = 20;
+
+absl::Status NotYet(const char* option) {
+  return Error(absl::StatusCode::kUnimplemented,
+               "{} is not in this version of the library: leave it unset",
+               option);
+}
+
+}  // namespace
+
+absl::Status CheckHostOptions(const HostOptions& options) {
+  if (options.memory_quota_bytes != 0) return NotYet("memory_quota_bytes");
+  if (options.storage_quota_bytes != 0) return NotYet("storage_quota_bytes");
+  if (options.compression_level != 1) return NotYet("compression_level");
+  if (options.io_threads < 0 || options.io_threads > kMaxIoThreads) {
+    return Error(absl::StatusCode::kInvalidArgument,
+                 "io_threads is {}, must be 0 to {}", options.io_threads,
+                 kMaxIoThreads);
+  }
+  if (options.kick_signal != 0 &&
+      (options.kick_signal < SIGRTMIN || options.kick_signal > SIGRTMAX)) {
+    return Error(absl::StatusCode::kInvalidArgument,
+                 "kick_signal is {}, must be 0 or a real-time signal, {} to {}",
+                 options.kick_signal, SIGRTMIN, SIGRTMAX);
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CheckRunOptions(const RunOptions& options,
+                             const ImageRecord& image) {
+  if (!options.id.empty()) {
+    CATNAP_RETURN_IF_ERROR(CheckName("id", options.id));
+  }
+  if (options.idle_policy.has_value()) return NotYet("idle_policy");
+  if (options.max_lifetime.has_value()) return NotYet("max_lifetime");
+  if (!options.run_payload.empty()) return NotYet("run_payload");
+  if (options.cpu_limit.has_value()) return NotYet("cpu_limit");
+  if (options.checkpoint_interval.has_value()) {
+    return NotYet("checkpoint_interval");
+  }
+  if (options.on_release == OnRelease::kSuspend) {
+    return NotYet("on_release kSuspend");
+  }
+  if (options.after_crash == AfterCrash::kLastCheckpoint) {
+    return NotYet("after_crash kLastCheckpoint");
+  }
+  if (options.clock != ClockOnResume::kFreezeMonotonic) return NotYet("clock");
+  if (options.memory != Prefetch::kHotSet) return NotYet("memory");
+  if (!options.trust_domain.empty()) return NotYet("trust_domain");
+  if (options.quota_wait.has_value()) return NotYet("quota_wait");
+  if (!options.suspend_on_pressure) return NotYet("suspend_on_pressure");
+  CATNAP_RETURN_IF_ERROR(CheckEnvironment("env", options.env));
+  CATNAP_RETURN_IF_ERROR(CheckLabels(options.labels));
+  if (options.disks.size() > image.extra_disk_slots) {
+    return Error(absl::StatusCode::kInvalidArgument,
+                 "disks has {} entries, the image has extra_disk_slots for {}",
+                 options.disks.size(), image.extra_disk_slots);
+  }
+  for (const Disk& disk : options.disks) {
+    if (disk.serial.size() > kMaxSerialBytes) {
+      return Error(absl::StatusCode::kInvalidArgument,
+                   "a disk's serial has {} bytes, at most {} are allowed",
+                   disk.serial.size(), kMaxSerialBytes);
+    }
+  }
+  for (const auto& [port, service] : options.services) {
+    if (port == 0 || service == nullptr) {
+      return Error(
+          absl::StatusCode::kInvalidArgument, "services has port {} {}", port,
+          service == nullptr ? "without a service" : ", must be 1 to 65535");
+    }
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace catnap::runtime

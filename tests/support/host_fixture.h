@@ -1,0 +1,75 @@
+#ifndef CATNAP_TESTS_SUPPORT_HOST_FIXTURE_H_
+#define CATNAP_TESTS_SUPPORT_HOST_FIXTURE_H_
+
+#include <catch2/catch.hpp>
+#include <filesystem>
+#include <fstream>
+#include <memory>
+#include <string>
+#include <utility>
+
+#include "catnap/catnap.h"
+#include "runtime/host_core.h"
+#include "support/process_guests.h"
+#include "support/temporary_directory.h"
+
+namespace catnap::testing {
+
+// A Host whose guests are processes, and an image.
+class TestHost {
+ public:
+  explicit TestHost(ImageSpec spec = {}, HostOptions options = {}) {
+    options.state_dir = path_ / "state";
+    auto core = runtime::HostCore::Open(
+        std::move(options), [this](base::Clock* /*clock*/) {
+          auto factory =
+              std::make_unique<ProcessGuestFactory>(CATNAP_GUEST_AGENT);
+          factory_ = factory.get();
+          return factory;
+        });
+    INFO(core.status().ToString());
+    REQUIRE(core.ok());
+    host_ = runtime::HostCore::MakeHost(*std::move(core));
+    const auto root = path_ / "root";
+    std::filesystem::create_directories(root / "etc");
+    std::ofstream(root / "etc" / "hostname") << "guest\n";
+    if (spec.name.empty()) spec.name = "test";
+    spec.source = DirectorySource{root};
+    spec.disk_bytes = uint64_t{1} << 30;
+    auto image = Image::Build(*host_, spec);
+    INFO(image.status().ToString());
+    REQUIRE(image.ok());
+    image_ = *std::move(image);
+  }
+
+  Host& host() { return *host_; }
+  // Lets go of the Host itself.
+  void Release() { host_.reset(); }
+  const Image& image() const { return image_; }
+  ProcessGuestFactory& factory() { return *factory_; }
+  const std::filesystem::path& path() const { return path_; }
+
+  MicroVM Run(RunOptions options = {}) {
+    auto vm = MicroVM::Run(*host_, image_, std::move(options));
+    INFO(vm.status().ToString());
+    REQUIRE(vm.ok());
+    return *std::move(vm);
+  }
+
+ private:
+  test::TemporaryDirectory directory_;
+  const std::filesystem::path path_ = directory_.path();
+  ProcessGuestFactory* factory_ = nullptr;
+  Image image_;
+  std::shared_ptr<Host> host_;
+};
+
+inline Command Shell(const std::string& script) {
+  Command command;
+  command.argv = {"sh", "-c", script};
+  return command;
+}
+
+}  // namespace catnap::testing
+
+#endif  // CATNAP_TESTS_SUPPORT_HOST_FIXTURE_H_
