@@ -63,8 +63,12 @@ class GuestPorts {
         group_(std::make_unique<RelayGroup>(loop_.get(), traffic_, 1024)) {
     if (services != nullptr) services->OnClient(client_);
   }
-  // The relays are over before the client.
-  ~GuestPorts() { group_.reset(); }
+  // All relays let go of the client first, those of others, too.
+  ~GuestPorts() {
+    group_.reset();
+    client_->Close(absl::CancelledError("the test is over"));
+    Eventually([this] { return client_.use_count() == 1; });
+  }
 
   absl::StatusOr<base::UniqueFd> Connect(
       uint16_t port, std::chrono::steady_clock::time_point deadline = Soon()) {

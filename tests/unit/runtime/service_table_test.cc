@@ -41,6 +41,7 @@ class Services {
   ~Services() { table_.reset(); }
 
   GuestPorts& Start() {
+    guest_.reset();  // Both would listen on the same ports.
     guest_ = std::make_unique<GuestPorts>(table_->listener());
     return *guest_;
   }
