@@ -18,6 +18,7 @@ set(_agent_sources
   lib/agent/session.cc
   lib/guest/agent/cgroup.cc
   lib/guest/agent/files.cc
+  lib/guest/agent/hosts.cc
   lib/guest/agent/init.cc
   lib/guest/agent/loop.cc
   lib/guest/agent/main.cc

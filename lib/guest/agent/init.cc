@@ -17,6 +17,7 @@
 #include <cstdio>
 #include <string_view>
 
+#include "guest/agent/hosts.h"
 #include "guest/agent/text.h"
 
 namespace catnap::guest {
@@ -107,6 +108,7 @@ GuestConfig SetUpGuest() {
   const std::string command_line = ReadText("/proc/cmdline", kMaxCommandLine);
   const std::string_view disk = Argument(command_line, "catnap.root=");
   EnterRootDisk(disk.empty() ? "/dev/vda" : disk);
+  NameTheHost();  // Where that cannot be, its address still is.
   Mount("devpts", "/dev/pts", MS_NOSUID | MS_NOEXEC,
         "mode=0620,gid=5,ptmxmode=0666");
   Mount("tmpfs", "/dev/shm", MS_NOSUID | MS_NODEV, "mode=1777");
