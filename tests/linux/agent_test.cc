@@ -1,101 +1,16 @@
 #include <catch2/catch.hpp>
 #include <chrono>
 #include <future>
-#include <memory>
 #include <string>
 #include <vector>
 
-#include "agent/files.h"
 #include "agent/process.h"
-#include "base/clock.h"
-#include "io/event_loop.h"
-#include "io/file.h"
-#include "linux/linux_guest.h"
-#include "runtime/agent_connection.h"
-#include "virtio/vsock/vsock.h"
+#include "linux/agent_guest.h"
 
 namespace catnap::runtime {
 namespace {
 
-// A guest whose process 1 is the agent, in its initramfs, and our end of its
-// connection.
-class AgentGuest {
- public:
-  explicit AgentGuest(int vcpus = 1) {
-    auto loop = io::EventLoop::Create({});
-    REQUIRE(loop.ok());
-    loop_ = *std::move(loop);
-    const auto kernel = test::OpenFile(test::GuestFile("vmlinux"));
-    const auto initramfs = test::OpenFile(test::GuestFile("agent.initramfs"));
-    machine_ = test::MakeShell(
-        {.memory_bytes = 256 << 20, .vcpus = vcpus, .device_pages = 1});
-    auto device = std::make_unique<virtio::Vsock>(virtio::VsockOptions{},
-                                                  &machine_->memory());
-    virtio::Vsock* const sockets = device.get();
-    REQUIRE(
-        machine_
-            ->AttachVirtio(0, std::move(device), loop_.get(), base::Logger())
-            .ok());
-    connection_ = std::make_unique<AgentConnection>(
-        std::shared_ptr<vmm::GuestSockets>(machine_, sockets), loop_.get(),
-        &clock_);
-    vmm::LaunchConfig launch;
-    launch.linux_kernel = {.kernel_fd = kernel.get(),
-                           .initramfs_fd = initramfs.get(),
-                           .command_line = "console=ttyS0 panic=-1 quiet"};
-    const absl::Status launched = machine_->Launch(std::move(launch));
-    REQUIRE(launched.ok());
-    REQUIRE(machine_->Start().ok());
-    auto client = connection_->WaitForClient(test::Deadline());
-    INFO(test::ConsoleOf(*machine_));
-    REQUIRE(client.ok());
-    client_ = *std::move(client);
-  }
-  ~AgentGuest() { connection_.reset(); }
-
-  agent::Client* client() { return client_.get(); }
-  vmm::Machine& machine() { return *machine_; }
-
-  absl::Status Ping() {
-    std::promise<absl::Status> done;
-    client_->Ping(test::Deadline(), [&done](absl::Status status) {
-      done.set_value(std::move(status));
-    });
-    return done.get_future().get();
-  }
-
-  // busybox of this machine, which is one static program.
-  void CopyBusyboxIn() {
-    const absl::Status copied = agent::CopyIn(
-        client(), "/bin/busybox", "/tmp/busybox", {}, test::Deadline());
-    INFO(copied.ToString());
-    REQUIRE(copied.ok());
-  }
-
-  absl::StatusOr<agent::ExecOutcome> Exec(
-      std::vector<std::string> argv, const std::string& input = "",
-      std::chrono::steady_clock::time_point deadline = test::Deadline()) {
-    agent::ExecRequest request;
-    request.argv = std::move(argv);
-    request.stdin_data = input;
-    std::promise<absl::StatusOr<agent::ExecOutcome>> done;
-    auto future = done.get_future();
-    const auto stream =
-        agent::Exec(client(), std::move(request), 64 << 20, deadline,
-                    [&done](absl::StatusOr<agent::ExecOutcome> outcome) {
-                      done.set_value(std::move(outcome));
-                    });
-    if (!stream.ok()) return stream.status();
-    return future.get();
-  }
-
- private:
-  base::SystemClock clock_;
-  std::unique_ptr<io::EventLoop> loop_;
-  std::shared_ptr<vmm::Machine> machine_;
-  std::unique_ptr<AgentConnection> connection_;
-  std::shared_ptr<agent::Client> client_;
-};
+using test::AgentGuest;
 
 TEST_CASE("The agent of a Linux guest runs programs over vsock") {
   AgentGuest guest;

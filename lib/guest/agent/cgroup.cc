@@ -67,13 +67,11 @@ Cgroup CgroupPool::Take() {
   if (free_.empty()) {
     // Groups whose last process has ended meanwhile.
     std::vector<Cgroup> still;
-    for (Cgroup& group : inhabited_) {
-      if (!IsEmpty(group)) {
-        still.push_back(std::move(group));
-      } else if (group.limited || group.killed) {
-        Remove(group);
+    for (Cgroup& group : std::exchange(inhabited_, {})) {
+      if (IsEmpty(group)) {
+        Keep(std::move(group));
       } else {
-        free_.push_back(std::move(group));
+        still.push_back(std::move(group));
       }
     }
     inhabited_ = std::move(still);
@@ -114,9 +112,15 @@ void CgroupPool::Kill(Cgroup* group) {
 
 void CgroupPool::Return(Cgroup group) {
   if (!group.valid()) return;
-  if (!IsEmpty(group)) {
+  if (IsEmpty(group)) {
+    Keep(std::move(group));
+  } else {
     inhabited_.push_back(std::move(group));
-  } else if (group.limited || group.killed || free_.size() >= kMaxFree) {
+  }
+}
+
+void CgroupPool::Keep(Cgroup group) {
+  if (group.limited || group.killed || free_.size() >= kMaxFree) {
     // Limits, counters and the kill are not for the next one.
     Remove(group);
   } else {

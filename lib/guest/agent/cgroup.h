@@ -45,6 +45,8 @@ class CgroupPool {
 
  private:
   Cgroup Make();
+  // Takes an empty group back.
+  void Keep(Cgroup group);
   static bool IsEmpty(const Cgroup& group);
   static void Remove(const Cgroup& group);
 

@@ -1,0 +1,124 @@
+#ifndef CATNAP_TESTS_LINUX_AGENT_GUEST_H_
+#define CATNAP_TESTS_LINUX_AGENT_GUEST_H_
+
+#include <catch2/catch.hpp>
+#include <chrono>
+#include <future>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "agent/files.h"
+#include "agent/process.h"
+#include "base/clock.h"
+#include "io/event_loop.h"
+#include "linux/linux_guest.h"
+#include "runtime/agent_connection.h"
+#include "virtio/vsock/vsock.h"
+
+namespace catnap::test {
+
+// A guest whose process 1 is the agent, in its initramfs, and our end of its
+// connection.
+class AgentGuest {
+ public:
+  explicit AgentGuest(int vcpus = 1) {
+    auto loop = io::EventLoop::Create({});
+    REQUIRE(loop.ok());
+    loop_ = *std::move(loop);
+    const auto kernel = OpenFile(GuestFile("vmlinux"));
+    const auto initramfs = OpenFile(GuestFile("agent.initramfs"));
+    machine_ = MakeShell(
+        {.memory_bytes = 256 << 20, .vcpus = vcpus, .device_pages = 1});
+    auto device = std::make_unique<virtio::Vsock>(virtio::VsockOptions{},
+                                                  &machine_->memory());
+    virtio::Vsock* const sockets = device.get();
+    REQUIRE(
+        machine_
+            ->AttachVirtio(0, std::move(device), loop_.get(), base::Logger())
+            .ok());
+    connection_ = std::make_unique<runtime::AgentConnection>(
+        std::shared_ptr<vmm::GuestSockets>(machine_, sockets), loop_.get(),
+        &clock_);
+    vmm::LaunchConfig launch;
+    launch.linux_kernel = {.kernel_fd = kernel.get(),
+                           .initramfs_fd = initramfs.get(),
+                           .command_line = "console=ttyS0 panic=-1 quiet"};
+    const absl::Status launched = machine_->Launch(std::move(launch));
+    REQUIRE(launched.ok());
+    REQUIRE(machine_->Start().ok());
+    auto client = connection_->WaitForClient(Deadline());
+    INFO(ConsoleOf(*machine_));
+    REQUIRE(client.ok());
+    client_ = *std::move(client);
+  }
+  ~AgentGuest() { connection_.reset(); }
+
+  agent::Client* client() { return client_.get(); }
+  vmm::Machine& machine() { return *machine_; }
+
+  absl::Status Ping() {
+    std::promise<absl::Status> done;
+    client_->Ping(Deadline(), [&done](absl::Status status) {
+      done.set_value(std::move(status));
+    });
+    return done.get_future().get();
+  }
+
+  // busybox of this machine, which is one static program.
+  void CopyBusyboxIn() {
+    const absl::Status copied =
+        agent::CopyIn(client(), "/bin/busybox", "/tmp/busybox", {}, Deadline());
+    INFO(copied.ToString());
+    REQUIRE(copied.ok());
+    const auto installed = Exec({"/tmp/busybox", "sh", "-c",
+                                 "/tmp/busybox mkdir /tmp/bin && "
+                                 "/tmp/busybox --install -s /tmp/bin"});
+    REQUIRE(installed.ok());
+    REQUIRE(installed->report.exit_code == 0);
+  }
+
+  absl::StatusOr<agent::ExecOutcome> Exec(
+      agent::ExecRequest request,
+      std::chrono::steady_clock::time_point deadline = Deadline()) {
+    std::promise<absl::StatusOr<agent::ExecOutcome>> done;
+    auto future = done.get_future();
+    const auto stream =
+        agent::Exec(client(), std::move(request), 64 << 20, deadline,
+                    [&done](absl::StatusOr<agent::ExecOutcome> outcome) {
+                      done.set_value(std::move(outcome));
+                    });
+    if (!stream.ok()) return stream.status();
+    return future.get();
+  }
+  absl::StatusOr<agent::ExecOutcome> Exec(
+      std::vector<std::string> argv, const std::string& input = "",
+      std::chrono::steady_clock::time_point deadline = Deadline()) {
+    agent::ExecRequest request;
+    request.argv = std::move(argv);
+    request.stdin_data = input;
+    return Exec(std::move(request), deadline);
+  }
+  // What a shell's commands write; its failure is text as well. `request` may
+  // bring everything but argv.
+  std::string Shell(const std::string& commands,
+                    agent::ExecRequest request = {}) {
+    request.argv = {"/tmp/busybox", "sh", "-c", commands};
+    request.env.emplace_back("PATH=/tmp/bin");
+    const auto outcome = Exec(std::move(request));
+    if (!outcome.ok()) return outcome.status().ToString();
+    return outcome->stdout_data + outcome->stderr_data + outcome->report.text;
+  }
+
+ private:
+  base::SystemClock clock_;
+  std::unique_ptr<io::EventLoop> loop_;
+  std::shared_ptr<vmm::Machine> machine_;
+  std::unique_ptr<runtime::AgentConnection> connection_;
+  std::shared_ptr<agent::Client> client_;
+};
+
+}  // namespace catnap::test
+
+#endif  // CATNAP_TESTS_LINUX_AGENT_GUEST_H_
