@@ -138,8 +138,8 @@ Encoded Encode(const ExecRequest& message) {
   Put(&out, 8, message.output_limit_bytes);
   Put(&out, 9, message.memory_limit_bytes);
   Put(&out, 10, message.timeout_ms);
-  if (message.capabilities != kAllCapabilities) {
-    out.Unsigned(11, message.capabilities);
+  if (message.capabilities.has_value()) {
+    out.Unsigned(11, *message.capabilities);
   }
   Put(&out, 12, message.report_start ? 1 : 0);
   Put(&out, 13, message.application ? 1 : 0);
@@ -292,6 +292,7 @@ Encoded Encode(const ProcessEntry& message) {
   Put(&out, 1, message.process_id);
   out.Signed(2, message.guest_pid);
   for (const std::string& argument : message.argv) out.Text(3, argument);
+  Put(&out, 4, message.application ? 1 : 0);
   return bytes;
 }
 
@@ -302,6 +303,7 @@ bool Decode(Fields fields, ProcessEntry* message) {
     if (in.id() == 1) message->process_id = in.U64();
     if (in.id() == 2) message->guest_pid = static_cast<int32_t>(in.Signed());
     if (in.id() == 3) ok = AppendText(&in, &message->argv);
+    if (in.id() == 4) message->application = in.Bool();
   }
   return ok && in.ok();
 }

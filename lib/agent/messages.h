@@ -42,7 +42,11 @@ inline constexpr size_t kMaxArguments = 4096;  // argv and env, each.
 inline constexpr size_t kMaxPathBytes = 4096;
 inline constexpr size_t kMaxInlineData = 64 << 10;
 inline constexpr size_t kMaxErrorText = 512;
-inline constexpr uint64_t kAllCapabilities = ~uint64_t{0};
+// Those that a container's programs have, and the image's application unless
+// its request says otherwise: chown, dac_override, fowner, fsetid, kill,
+// setgid, setuid, setpcap, net_bind_service, net_raw, sys_chroot, mknod,
+// audit_write and setfcap, by their bits in <linux/capability.h>.
+inline constexpr uint64_t kContainerCapabilities = 0xa804'25fb;
 
 struct WindowSize {
   uint16_t rows = 24, columns = 80;
@@ -59,9 +63,12 @@ struct ExecRequest {
   uint64_t output_limit_bytes = 0;  // Both channels together; 0: none.
   uint64_t memory_limit_bytes = 0;  // 0: none.
   uint64_t timeout_ms = 0;          // Of the guest's running time; 0: none.
-  uint64_t capabilities = kAllCapabilities;  // Those that may be kept.
-  bool report_start = false;                 // A Started message is wanted.
-  bool application = false;  // The image's application: one at a time.
+  // Those that may be kept. None: for the application kContainerCapabilities,
+  // else all that the agent gives away.
+  std::optional<uint64_t> capabilities{};
+  bool report_start = false;  // A Started message is wanted.
+  // The image's application: one at a time, never started again by the agent.
+  bool application = false;
 };
 
 struct Started {
@@ -98,6 +105,7 @@ struct ProcessEntry {
   uint64_t process_id = 0;
   int32_t guest_pid = 0;
   std::vector<std::string> argv{};
+  bool application = false;
 };
 
 // The request of every file operation; each uses what it needs.

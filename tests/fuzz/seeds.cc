@@ -460,7 +460,7 @@ std::vector<Seed> AgentClientSeeds() {
            Encode(agent::FileResult{.entry = entry}));
   Bytes processes;
   state::StateEncoder out(&processes);
-  out.Bytes(1, Encode(agent::ProcessEntry{1, 2, {"sh"}}));
+  out.Bytes(1, Encode(agent::ProcessEntry{1, 2, {"sh"}, false}));
   PutFrame(&good, FrameType::kClose, 0, 10, processes);
   PutFrame(&good, FrameType::kCredit, 0, 12, {8, 0x80, 0x80, 4});
   PutFrame(&good, FrameType::kClose, 0, 12,
@@ -500,7 +500,7 @@ std::vector<Seed> AgentMessageSeeds() {
       Cut("control", 2,
           Encode(agent::ExecControl{.signal = 9, .window = exec.pty})),
       Cut("report", 3, Encode(agent::ExitReport{.signal = 9, .text = "no"})),
-      Cut("process", 4, Encode(agent::ProcessEntry{1, 2, {"sh"}})),
+      Cut("process", 4, Encode(agent::ProcessEntry{1, 2, {"sh"}, false})),
       Cut("file", 5, Encode(agent::FileRequest{.path = "/a", .data = "d"})),
       Cut("entry", 6, Encode(entry)),
       Cut("result", 7, Encode(agent::FileResult{.error = 2, .entry = entry})),

@@ -84,6 +84,21 @@ TEST_CASE("A program gets the user, environment and folder that were asked") {
              Catch::Contains("working directory"));
 }
 
+TEST_CASE("The application has a container's rights, an exec the guest's") {
+  AgentGuest guest;
+  guest.CopyBusyboxIn();
+  const std::string show = "grep CapBnd /proc/self/status";
+  CHECK(guest.Shell(show, {.application = true}) ==
+        "CapBnd:\t00000000a80425fb\n");
+  // All that this kernel has, but what could end or take over the agent.
+  CHECK(guest.Shell(show) == "CapBnd:\t000001ffffb4ffff\n");
+  CHECK(guest.Shell(show, {.capabilities = ~uint64_t{0}}) ==
+        "CapBnd:\t000001ffffb4ffff\n");
+  // Its group is its own.
+  CHECK(guest.Shell("cat /proc/self/cgroup", {.application = true}) !=
+        guest.Shell("cat /proc/$PPID/cgroup"));
+}
+
 TEST_CASE("A terminal has the size that was asked, and takes another") {
   AgentGuest guest;
   guest.CopyBusyboxIn();

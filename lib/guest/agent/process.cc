@@ -68,6 +68,7 @@ Process::Process(ProcessTable* table, uint64_t id,
     : table_(table),
       id_(id),
       argv_(request.argv),
+      application_(request.application),
       terminal_(request.pty.has_value()),
       output_room_(request.output_limit_bytes == 0
                        ? UINT64_MAX
@@ -141,7 +142,8 @@ std::optional<ExitReport> Process::Start(const agent::ExecRequest& request) {
   }
   if (!request.cwd.empty()) plan.cwd = request.cwd;
   plan.terminal = terminal_;
-  plan.dropped_capabilities = ~request.capabilities;
+  plan.dropped_capabilities = ~request.capabilities.value_or(
+      request.application ? agent::kContainerCapabilities : ~uint64_t{0});
   if (table_->is_init()) {
     plan.dropped_capabilities |= kAgentsOwn;
     plan.reset_oom_score = true;

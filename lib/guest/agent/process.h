@@ -44,7 +44,8 @@ class Process final : private Loop::Watcher {
 
   pid_t pid() const { return pid_; }
   bool attached() const { return server_ != nullptr; }
-  agent::ProcessEntry Entry() const { return {id_, pid_, argv_}; }
+  bool application() const { return application_; }
+  agent::ProcessEntry Entry() const { return {id_, pid_, argv_, application_}; }
 
  private:
   struct Output {
@@ -73,6 +74,7 @@ class Process final : private Loop::Watcher {
   ProcessTable* const table_;  // Not owned.
   const uint64_t id_;
   const std::vector<std::string> argv_;
+  const bool application_;
   Server* server_ = nullptr;  // Null: nobody listens.
   uint32_t stream_ = 0;
   pid_t pid_ = -1;
@@ -129,6 +131,7 @@ class ProcessTable final : private Loop::Watcher {
   int signal_fd_;
   int null_fd_;
   uint64_t next_id_ = 1;
+  uint64_t application_ = 0;  // The last one's id.
   std::unordered_map<uint64_t, std::unique_ptr<Process>> processes_;
   std::vector<std::unique_ptr<Process>> dead_;  // Until DestroyEnded().
   size_t drained_ = 0;                          // Descriptors.

@@ -150,6 +150,14 @@ std::unique_ptr<Task> ProcessTable::Exec(Server* server, uint32_t stream,
     server->Refuse(stream, agent::ResetCode::kProtocol, "malformed request");
     return nullptr;
   }
+  if (exec.application && Find(application_) != nullptr) {
+    agent::ExitReport refused;
+    refused.kind = agent::ExitKind::kNotStarted;
+    refused.exit_code = 126;
+    refused.text = "the application runs already";
+    server->Finish(stream, Encode(refused));
+    return nullptr;
+  }
   const uint64_t id = next_id_++;
   auto process = std::make_unique<Process>(this, id, exec);
   const std::optional<agent::ExitReport> failure = process->Start(exec);
@@ -161,6 +169,7 @@ std::unique_ptr<Task> ProcessTable::Exec(Server* server, uint32_t stream,
     server->SendMessage(stream, Encode(agent::Started{id, process->pid()}));
   }
   process->Attach(server, stream);
+  if (exec.application) application_ = id;
   processes_.emplace(id, std::move(process));
   return std::make_unique<ExecTask>(this, server, id);
 }

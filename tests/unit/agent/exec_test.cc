@@ -373,5 +373,43 @@ TEST_CASE("A process that was detached is listed and taken up again") {
   CHECK(output.ends_with("after\n"));
 }
 
+TEST_CASE("There is one application, which is not started again") {
+  RunningAgent agent(CATNAP_GUEST_AGENT);
+  ExecRequest request = Shell("read line; echo \"$line\"; exit 5");
+  request.application = true;
+  request.stdin_open = true;
+  std::promise<absl::StatusOr<ExitReport>> done;
+  ProcessEvents events;
+  events.on_exit = [&done](absl::StatusOr<ExitReport> report) {
+    done.set_value(std::move(report));
+  };
+  const auto first =
+      GuestProcess::Start(agent.client(), request, std::move(events));
+  REQUIRE(first.ok());
+
+  const auto second = agent.Exec(request);
+  REQUIRE(second.ok());
+  CHECK(second->report.kind == ExitKind::kNotStarted);
+  CHECK(second->report.text == "the application runs already");
+  std::promise<std::vector<ProcessEntry>> listed;
+  REQUIRE(ListProcesses(
+              agent.client(), std::nullopt,
+              [&listed](absl::StatusOr<std::vector<ProcessEntry>> entries) {
+                listed.set_value(*std::move(entries));
+              })
+              .ok());
+  const auto entries = listed.get_future().get();
+  REQUIRE(entries.size() == 1);
+  CHECK(entries[0].application);
+
+  REQUIRE((*first)->Write(AsBytes("go\n"), true).ok());
+  const auto report = done.get_future().get();
+  REQUIRE(report.ok());
+  CHECK(report->exit_code == 5);
+  const auto third = agent.Exec(Shell("exit 6"));
+  REQUIRE(third.ok());
+  CHECK(third->report.exit_code == 6);
+}
+
 }  // namespace
 }  // namespace catnap::agent
