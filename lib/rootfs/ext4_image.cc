@@ -54,6 +54,13 @@ ext2_inode* Old(ext2_inode_large* inode) {
   return reinterpret_cast<ext2_inode*>(inode);
 }
 
+// For each block of an inode that goes, those of its extents too.
+int FreeBlock(ext2_filsys fs, blk64_t* block, e2_blkcnt_t /*count*/,
+              blk64_t /*parent*/, int /*offset*/, void* /*data*/) {
+  ext2fs_block_alloc_stats2(fs, *block, -1);
+  return 0;
+}
+
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<Ext4Image>> Ext4Image::Create(
@@ -360,7 +367,8 @@ absl::Status Ext4Image::Free(uint32_t inode, bool directory) {
       ext2fs_read_inode_full(fs_, inode, Old(&large), sizeof(large));
   if (error == 0) error = ext2fs_free_ext_attr(fs_, inode, nullptr);
   if (error == 0 && (large.i_flags & EXT4_EXTENTS_FL) != 0) {
-    error = ext2fs_punch(fs_, inode, nullptr, nullptr, 0, ~blk64_t{0});
+    error = ext2fs_block_iterate3(fs_, inode, BLOCK_FLAG_READ_ONLY, nullptr,
+                                  FreeBlock, nullptr);
   }
   if (error != 0) return Fail(error, "free an inode");
   large = {};

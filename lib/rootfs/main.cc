@@ -24,6 +24,7 @@
 #include <vector>
 
 #include "base/checked.h"
+#include "base/log_text.h"
 #include "base/random.h"
 #include "base/status.h"
 #include "base/unique_fd.h"
@@ -251,8 +252,10 @@ absl::Status Build(const Arguments& arguments, int source, int output) {
 }
 
 int Report(const absl::Status& status, ExitCode code) {
-  const std::string text(status.message().data(), status.message().size());
-  std::fprintf(stderr, "catnap-rootfs: %s\n", Quote(text).c_str());
+  std::string line(base::kMaxLogTextBytes, '\0');
+  line.resize(base::CleanLogText(
+      {status.message().data(), status.message().size()}, line));
+  std::fprintf(stderr, "catnap-rootfs: %s\n", line.c_str());
   return static_cast<int>(code);
 }
 
