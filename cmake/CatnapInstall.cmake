@@ -1,5 +1,5 @@
-# What `cmake --install` puts where: the library, its public headers, a CMake
-# package, a pkg-config file and the licence. All of it can be moved as a whole.
+# What `cmake --install` puts where: the library, the programs that it starts,
+# its public headers, a CMake package, a pkg-config file and the licence. All of it can be moved as a whole.
 include(CMakePackageConfigHelpers)
 set(package_dir "${CMAKE_INSTALL_LIBDIR}/cmake/catnap")
 set(pkgconfig_dir "${CMAKE_INSTALL_LIBDIR}/pkgconfig")
@@ -8,12 +8,18 @@ install(TARGETS catnap EXPORT catnapTargets COMPONENT catnap
   ARCHIVE DESTINATION "${CMAKE_INSTALL_LIBDIR}"
   LIBRARY DESTINATION "${CMAKE_INSTALL_LIBDIR}"
   FILE_SET HEADERS DESTINATION "${CMAKE_INSTALL_INCLUDEDIR}")
+set(libexec_dir "${CMAKE_INSTALL_LIBEXECDIR}/catnap")
+if(CATNAP_ROOTFS_TOOL)
+  install(TARGETS catnap-rootfs COMPONENT catnap
+    RUNTIME DESTINATION "${libexec_dir}")
+endif()
 install(EXPORT catnapTargets NAMESPACE catnap::
   DESTINATION "${package_dir}" COMPONENT catnap)
 
 configure_package_config_file("${PROJECT_SOURCE_DIR}/cmake/catnapConfig.cmake.in"
   "${PROJECT_BINARY_DIR}/catnapConfig.cmake"
-  INSTALL_DESTINATION "${package_dir}")
+  INSTALL_DESTINATION "${package_dir}"
+  PATH_VARS libexec_dir)
 # Before 1.0 a minor version may change the API.
 write_basic_package_version_file(
   "${PROJECT_BINARY_DIR}/catnapConfigVersion.cmake"
@@ -32,7 +38,7 @@ else()
   string(REGEX REPLACE "/$" "" up "${up}")
   set(CATNAP_PC_PREFIX "\${pcfiledir}/${up}")
 endif()
-foreach(dir IN ITEMS LIBDIR INCLUDEDIR)
+foreach(dir IN ITEMS LIBDIR INCLUDEDIR LIBEXECDIR)
   if(IS_ABSOLUTE "${CMAKE_INSTALL_${dir}}")
     set(CATNAP_PC_${dir} "${CMAKE_INSTALL_${dir}}")
   else()

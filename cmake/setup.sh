@@ -1,12 +1,14 @@
 #!/bin/bash
 # Installs the Debian packages that Catnap is built and tested with.
 #
-#   cmake/setup.sh [build|checks|kernel|emulated|all]...      (default: all)
+#   cmake/setup.sh [build|checks|kernel|emulated|rootfs|all]...  (default: all)
 #
-#   build     compiler, CMake and the library's dependencies
+#   build     compiler, CMake, the dependencies of the library, of its programs
+#             and of the tests
 #   checks    clang and its tools, the ACPI compiler
 #   kernel    what the guest kernel is built from
 #   emulated  QEMU and what the emulated host's initramfs and disk need
+#   rootfs    what makes the root file systems of examples and benchmarks
 #
 # Does nothing, and needs no root, when all of them are there. Otherwise it
 # installs what is missing when run as root, or ends with status 1 and the
@@ -14,12 +16,13 @@
 set -euo pipefail
 
 build=(g++ cmake ninja-build pkg-config libfmt-dev libabsl-dev liburing-dev
-  libzstd-dev catch2)
+  libzstd-dev catch2 libarchive-dev libext2fs-dev comerr-dev e2fsprogs)
 checks=(clang-14 clang-tidy-14 clang-format-14 libclang-rt-14-dev acpica-tools)
 kernel=(linux-source-6.1 gcc libc6-dev make flex bison bc perl libelf-dev
   libssl-dev xz-utils zstd cpio)
 emulated=(qemu-system-x86 busybox-static binutils cpio xz-utils e2fsprogs
   xfsprogs)
+rootfs=(mmdebstrap)
 
 wanted=()
 for group in "${@:-all}"; do
@@ -28,12 +31,14 @@ for group in "${@:-all}"; do
     checks) wanted+=("${checks[@]}") ;;
     kernel) wanted+=("${kernel[@]}") ;;
     emulated) wanted+=("${emulated[@]}") ;;
+    rootfs) wanted+=("${rootfs[@]}") ;;
     all)
-      wanted+=("${build[@]}" "${checks[@]}" "${kernel[@]}" "${emulated[@]}")
+      wanted+=("${build[@]}" "${checks[@]}" "${kernel[@]}" "${emulated[@]}"
+        "${rootfs[@]}")
       ;;
     *)
       echo "setup.sh: no group '$group';" \
-        "groups: build checks kernel emulated all" >&2
+        "groups: build checks kernel emulated rootfs all" >&2
       exit 2
       ;;
   esac

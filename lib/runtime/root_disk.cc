@@ -63,11 +63,16 @@ absl::StatusOr<base::UniqueFd> OpenSource(const RootSource& source) {
   base::UniqueFd fd(
       ::open(source.path.c_str(), O_RDONLY | O_NONBLOCK | O_CLOEXEC | flags));
   if (fd.valid()) return fd;
-  const absl::StatusCode code = errno == ENOENT
-                                    ? absl::StatusCode::kNotFound
-                                    : absl::StatusCode::kInvalidArgument;
-  return Error(code, "the source of a root disk, {}: {}", source.path.string(),
-               ErrnoText(errno));
+  const int error = errno;
+  const std::string what =
+      fmt::format("the source of a root disk, {}", source.path.string());
+  // The caller's path is to blame for other errors.
+  if (error == EMFILE || error == ENFILE || error == ENOMEM) {
+    return ErrnoStatus(error, what);
+  }
+  return Error(error == ENOENT ? absl::StatusCode::kNotFound
+                               : absl::StatusCode::kInvalidArgument,
+               "{}: {}", what, ErrnoText(error));
 }
 
 std::vector<std::string> ToolArguments(const RootSource& source,

@@ -18,6 +18,7 @@
 #include "state/encoder.h"
 #include "state/section.h"
 #include "support/kernel_images.h"
+#include "support/tar_writer.h"
 
 // Writes the seeds of the fuzz corpora. Deterministic: the same code writes
 // the same bytes, so a changed seed is a changed format.
@@ -222,6 +223,57 @@ Seed SectionTable(const std::string& name,
     bytes.insert(bytes.end(), encoded.begin(), encoded.end());
   }
   return {name, bytes};
+}
+
+// Archives as they are, and some that end badly.
+std::vector<Seed> RootfsSeeds() {
+  const auto seed = [](std::string name, const std::string& tar) {
+    return Seed{std::move(name), Bytes(tar.begin(), tar.end())};
+  };
+  using test::TarWriter;
+  const std::string sparse_map = "2\n0\n1\n8192\n1\n";
+  return {
+      seed("kinds", TarWriter()
+                        .Add({.name = "d/", .type = '5', .mode = 01777})
+                        .Add({.name = "d/f", .content = "abc", .uid = 7})
+                        .Add({.name = "h", .type = '1', .link = "d/f"})
+                        .Add({.name = "s", .type = '2', .link = "d"})
+                        .Add({.name = "c", .type = '3', .major = 5, .minor = 1})
+                        .Add({.name = "p", .type = '6'})
+                        .Finish()),
+      seed("replaced", TarWriter()
+                           .Add({.name = "a/b", .content = "1"})
+                           .Add({.name = "a/b", .type = '2', .link = "x"})
+                           .Add({.name = "a/b", .type = '5'})
+                           .Add({.name = "a/b/c", .content = "2"})
+                           .Finish()),
+      seed("attributes",
+           TarWriter()
+               .Add({.name = "x",
+                     .pax = {{"SCHILY.xattr.user.a", "b"},
+                             {"SCHILY.acl.access",
+                              "user::rwx,user:joe:r-x:1000,group::r-x,mask::"
+                              "r-x,other::---"},
+                             {"mtime", "1.5"}}})
+               .Finish()),
+      seed("long", TarWriter()
+                       .AddLongName(std::string(120, 'n'))
+                       .Add({.name = "cut", .content = "1"})
+                       .Finish()),
+      seed("sparse",
+           TarWriter()
+               .Add({.name = "GNUSparseFile.0/s",
+                     .content = sparse_map +
+                                std::string(512 - sparse_map.size(), '\0') +
+                                "ab",
+                     .pax = {{"GNU.sparse.major", "1"},
+                             {"GNU.sparse.minor", "0"},
+                             {"GNU.sparse.name", "s"},
+                             {"GNU.sparse.realsize", "8193"}}})
+               .Finish()),
+      seed("up", TarWriter().Add({.name = "../x"}).Finish()),
+      seed("cut", TarWriter().Add({.name = "x", .size = 9999}).bytes()),
+  };
 }
 
 std::vector<Seed> SectionSeeds() {
@@ -606,6 +658,7 @@ int main(int argc, char** argv) {
       {"guest_memory_fuzz", catnap::fuzz::GuestMemorySeeds()},
       {"kernel_loader_fuzz", catnap::fuzz::KernelLoaderSeeds()},
       {"log_text_fuzz", catnap::fuzz::LogTextSeeds()},
+      {"rootfs_fuzz", catnap::fuzz::RootfsSeeds()},
       {"serial_bus_fuzz", catnap::fuzz::SerialBusSeeds()},
       {"section_table_fuzz", catnap::fuzz::SectionSeeds()},
       {"state_decoder_fuzz", catnap::fuzz::StateSeeds()},

@@ -6,6 +6,7 @@
 #include <future>
 #include <memory>
 #include <string>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -53,7 +54,15 @@ class AgentGuest {
     REQUIRE(client.ok());
     client_ = *std::move(client);
   }
-  ~AgentGuest() { connection_.reset(); }
+  ~AgentGuest() {
+    connection_.reset();
+    client_.reset();
+    // The loop lets go of the connection, and must not be the last to have the
+    // machine.
+    while (machine_.use_count() > 1) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    }
+  }
 
   agent::Client* client() { return client_.get(); }
   vmm::Machine& machine() { return *machine_; }

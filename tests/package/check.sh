@@ -50,6 +50,7 @@ case $step in
     "$CMAKE" --install "$from" --component catnap --prefix "$stage.first"
     mv "$stage.first" "$stage"
     test -s "$stage/share/doc/catnap/LICENSE"
+    "$stage/libexec/catnap/catnap-rootfs" --version
     ;;
   find_package)
     configure "$here/stranger" -DCMAKE_PREFIX_PATH="$stage"
@@ -67,6 +68,7 @@ case $step in
     "$CXX" -std=c++20 -Wall -Wextra -Wpedantic -Werror \
       "$here/stranger/main.cc" -o "$tree/stranger" \
       $(pkg-config $static --cflags --libs catnap)
+    "$(pkg-config --variable=libexecdir catnap)/catnap-rootfs" --version
     LD_LIBRARY_PATH=$stage/lib "$tree/stranger"
     ;;
   add_subdirectory)

@@ -236,7 +236,7 @@ TEST_CASE("holes of a tar's file are holes of the image") {
 TEST_CASE("a folder of many names and directories is sound") {
   RootfsRun run;
   TarWriter tar;
-  for (int i = 0; i < 20'000; ++i) {
+  for (size_t i = 0; i < 20'000; ++i) {
     tar.Add({.name = "many/name" + std::to_string(i) + std::string(i % 60, 'x'),
              .type = i % 3 == 0 ? '5' : '0'});
   }
