@@ -90,7 +90,7 @@ class DirectoryWalk {
                             ReadNames(fd.get()));
     const size_t first = waiting->size();
     for (const std::string& name : names) {
-      current_ = path == "." ? name : path + "/" + name;
+      current_ = path == "." ? name : fmt::format("{}/{}", path, name);
       CATNAP_RETURN_IF_ERROR(AddChild(fd.get(), name, waiting));
     }
     // Taken from the end, they come in the order of names.

@@ -158,10 +158,10 @@ TEST_CASE("a limit of file sizes is an error like others") {
 
 TEST_CASE("a file of very many pieces is sound") {
   RootfsRun run;
-  constexpr int kPieces = 3000;  // More than one block of extents has.
+  constexpr size_t kPieces = 3000;  // More than one block of extents has.
   std::string map = std::to_string(kPieces) + "\n";
   std::string data;
-  for (int i = 0; i < kPieces; ++i) {
+  for (size_t i = 0; i < kPieces; ++i) {
     map += std::to_string(i * 8192) + "\n512\n";
     data += std::string(512, static_cast<char>('a' + i % 26));
   }
@@ -180,8 +180,8 @@ TEST_CASE("a file of very many pieces is sound") {
   const std::string content =
       run.image().Content("pieces", run.folder().File("dump"));
   REQUIRE(content.size() == size);
-  CHECK(content[2999 * 8192] == 'a' + 2999 % 26);
-  CHECK(content[2999 * 8192 + 512] == '\0');
+  CHECK(content[(kPieces - 1) * 8192] == 'a' + (kPieces - 1) % 26);
+  CHECK(content[(kPieces - 1) * 8192 + 512] == '\0');
 }
 
 TEST_CASE("a file of many pieces that is replaced gives all of them back") {

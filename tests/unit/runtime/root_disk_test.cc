@@ -5,6 +5,8 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <fmt/format.h>
+
 #include <catch2/catch.hpp>
 #include <csignal>
 #include <cstdlib>
@@ -25,21 +27,32 @@ namespace {
 using absl::StatusCode;
 using Catch::Matchers::Contains;
 using test::Ext4ImageFile;
-using test::TarMember;
 using test::TarWriter;
 using test::TemporaryDirectory;
 
 constexpr uint64_t kGiB = uint64_t{1} << 30;
 
-// Says where the programs are while it lives.
-class LibexecDirectory {
+// A variable of the environment, while it lives. (No test has threads then.)
+class Variable {
  public:
-  explicit LibexecDirectory(const std::string& path) {
-    ::setenv("CATNAP_LIBEXEC_DIR", path.c_str(), 1);
+  Variable(const char* name, const std::string& value) : name_(name) {
+    // NOLINTNEXTLINE(concurrency-mt-unsafe)
+    ::setenv(name_, value.c_str(), 1);
   }
-  ~LibexecDirectory() { ::unsetenv("CATNAP_LIBEXEC_DIR"); }
-  LibexecDirectory(const LibexecDirectory&) = delete;
-  LibexecDirectory& operator=(const LibexecDirectory&) = delete;
+  // NOLINTNEXTLINE(concurrency-mt-unsafe)
+  ~Variable() { ::unsetenv(name_); }
+  Variable(const Variable&) = delete;
+  Variable& operator=(const Variable&) = delete;
+
+ private:
+  const char* name_;
+};
+
+// Says where the programs are.
+class LibexecDirectory : public Variable {
+ public:
+  explicit LibexecDirectory(const std::string& path)
+      : Variable("CATNAP_LIBEXEC_DIR", path) {}
 };
 
 // A folder with a source, and one that only the image should appear in.
@@ -228,7 +241,7 @@ TEST_CASE("the program gets nothing of the host program") {
   const Place place;
   const LibexecDirectory tool(place.Fake(
       "echo \"$SECRET\" $(ls /proc/$$/fd) >&2; kill -TERM $$; exit 3\n"));
-  ::setenv("SECRET", "password", 1);
+  const Variable secret("SECRET", "password");
   // Not close-on-exec, as of a host program that does not care.
   const base::UniqueFd leak(::fcntl(STDIN_FILENO, F_DUPFD, 77));
   sigset_t blocked;
@@ -238,7 +251,6 @@ TEST_CASE("the program gets nothing of the host program") {
   ::pthread_sigmask(SIG_BLOCK, &blocked, &before);
   const absl::Status status = BuildRootDisk(place.GoodTar(), place.image, kGiB);
   ::pthread_sigmask(SIG_SETMASK, &before, nullptr);
-  ::unsetenv("SECRET");
   // Ended by SIGTERM: it did not inherit that this is blocked.
   CHECK(status.code() == StatusCode::kUnavailable);
   CHECK_THAT(Message(status), Contains(" 0 1 10 2 3 4") || Contains(" 0 1 2"));
