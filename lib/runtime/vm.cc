@@ -3,6 +3,8 @@
 #include <system_error>
 #include <utility>
 
+#include "agent/log_lines.h"
+#include "agent/messages.h"
 #include "base/status.h"
 #include "catnap/errors.h"
 #include "runtime/application.h"
@@ -416,7 +418,29 @@ std::shared_ptr<RelayGroup> Vm::relays() const {
 
 absl::AnyInvocable<size_t(uint8_t channel, std::span<const uint8_t> data)>
 Vm::ApplicationOutput() const {
-  return nullptr;
+  if (options_.guest_log == nullptr) return nullptr;
+  const auto lines = [this](const char* source, LogSeverity severity) {
+    return agent::LogLines(base::Logger({.sink = options_.guest_log,
+                                         .executor = environment_.executor,
+                                         .vm_id = id_,
+                                         .source = source}),
+                           severity);
+  };
+  // Whoever holds them last ends them: lines without an end are not lost.
+  struct Outputs {
+    agent::LogLines out, err;
+    ~Outputs() {
+      out.End();
+      err.End();
+    }
+  };
+  const std::shared_ptr<Outputs> outputs(
+      new Outputs{lines("app.stdout", LogSeverity::kInfo),
+                  lines("app.stderr", LogSeverity::kInfo)});
+  return [outputs](uint8_t channel, std::span<const uint8_t> data) {
+    (channel == agent::kStderr ? outputs->err : outputs->out).Feed(data);
+    return data.size();
+  };
 }
 
 absl::Status Vm::SetEgress(const NetworkPolicy& policy) {

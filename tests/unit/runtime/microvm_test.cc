@@ -7,6 +7,7 @@
 #include <catch2/catch.hpp>
 #include <chrono>
 #include <future>
+#include <mutex>
 #include <string>
 #include <thread>
 #include <vector>
@@ -403,6 +404,38 @@ TEST_CASE("An application is started, waited for, and its end is a reason") {
     CHECK(vm.status().code() == absl::StatusCode::kFailedPrecondition);
     CHECK_THAT(vm.status().ToString(), Catch::Contains("/no/such/program"));
   }
+}
+
+// Keeps what it is given.
+class Lines final : public LogSink {
+ public:
+  void Write(const LogRecord& record) override {
+    const std::lock_guard lock(mutex_);
+    text_ += std::string(record.vm_id) + " " + std::string(record.source) +
+             ": " + std::string(record.text) + "\n";
+  }
+  std::string text() {
+    const std::lock_guard lock(mutex_);
+    return text_;
+  }
+
+ private:
+  std::mutex mutex_;
+  std::string text_;
+};
+
+TEST_CASE("What the application writes comes as log lines") {
+  ImageSpec spec;
+  spec.entrypoint = {"sh", "-c", "echo one; echo two >&2; printf three"};
+  spec.on_app_exit = OnAppExit::kTerminate;
+  TestHost host(spec);
+  const auto lines = std::make_shared<Lines>();
+  const MicroVM vm = host.Run({.id = "app", .guest_log = lines});
+  CHECK(vm.WaitForState(MicroVMState::kTerminated, 20s).ok());
+  CHECK(host.host().Close({.running = AtClose::kTerminate}).ok());
+  CHECK_THAT(lines->text(), Catch::Contains("app app.stdout: one\n"));
+  CHECK_THAT(lines->text(), Catch::Contains("app app.stderr: two\n"));
+  CHECK_THAT(lines->text(), Catch::Contains("app app.stdout: three\n"));
 }
 
 TEST_CASE("Asynchronous calls complete on the executor") {
