@@ -17,6 +17,7 @@ set(_agent_sources
   lib/agent/messages.cc
   lib/agent/session.cc
   lib/guest/agent/cgroup.cc
+  lib/guest/agent/ended_processes.cc
   lib/guest/agent/files.cc
   lib/guest/agent/hosts.cc
   lib/guest/agent/init.cc

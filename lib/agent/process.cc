@@ -24,11 +24,13 @@ absl::Status Malformed(const char* what) {
 
 class GuestProcess::Handler final : public StreamHandler {
  public:
-  Handler(Client* client, ProcessEvents events, std::string rest, bool end)
+  Handler(Client* client, ProcessEvents events, std::string rest, bool end,
+          std::optional<uint64_t> attached_to = {})
       : client_(client),
         events_(std::move(events)),
         rest_(std::move(rest)),
-        end_(end) {}
+        end_(end),
+        attached_to_(attached_to) {}
 
   // The stream's id is known only after the handler was given away.
   void Attach(uint32_t stream) {
@@ -84,7 +86,13 @@ class GuestProcess::Handler final : public StreamHandler {
   void OnEnd(absl::StatusOr<Encoded> result) override {
     if (events_.on_exit == nullptr) return;
     ExitReport report;
-    if (!result.ok()) {
+    if (attached_to_.has_value() && absl::IsUnimplemented(result.status())) {
+      std::move(events_.on_exit)(
+          Error(absl::StatusCode::kNotFound,
+                "the guest knows no process {}: it ended long ago, or before "
+                "the guest was started",
+                *attached_to_));
+    } else if (!result.ok()) {
       std::move(events_.on_exit)(result.status());
     } else if (!Decode(*result, &report)) {
       std::move(events_.on_exit)(Malformed("exit report"));
@@ -108,6 +116,7 @@ class GuestProcess::Handler final : public StreamHandler {
   bool sending_ ABSL_GUARDED_BY(mutex_) = false;
   bool again_ ABSL_GUARDED_BY(mutex_) = false;
   const bool end_;  // stdin ends behind rest_.
+  const std::optional<uint64_t> attached_to_;
 };
 
 GuestProcess::GuestProcess(Client* client, std::shared_ptr<Handler> handler)
@@ -135,7 +144,8 @@ absl::StatusOr<std::shared_ptr<GuestProcess>> GuestProcess::Start(
 
 absl::StatusOr<std::shared_ptr<GuestProcess>> GuestProcess::Attach(
     Client* client, uint64_t process_id, ProcessEvents events) {
-  auto handler = std::make_shared<Handler>(client, std::move(events), "", true);
+  auto handler = std::make_shared<Handler>(client, std::move(events), "", true,
+                                           process_id);
   CATNAP_ASSIGN_OR_RETURN(
       const uint32_t stream,
       client->Open(Kind::kAttach, Encode(Started{.process_id = process_id}),

@@ -43,7 +43,8 @@ class GuestProcess {
       Client* client, ExecRequest request, ProcessEvents events,
       const CallLimits& limits = {});
   // Takes part in a process that a connection before this one started: its
-  // last output, what follows, and its end. NOT_FOUND comes by on_exit.
+  // last output, what follows, and its end, also when that was before, while
+  // nobody listened. NOT_FOUND comes by on_exit.
   static absl::StatusOr<std::shared_ptr<GuestProcess>> Attach(
       Client* client, uint64_t process_id, ProcessEvents events);
 

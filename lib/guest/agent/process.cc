@@ -43,6 +43,10 @@ void CloseFd(int* fd) {
   *fd = -1;
 }
 
+Bytes AsBytes(const std::string& text) {
+  return {reinterpret_cast<const uint8_t*>(text.data()), text.size()};
+}
+
 uint64_t Nanoseconds(const timeval& time) {
   return static_cast<uint64_t>(time.tv_sec) * 1'000'000'000 +
          static_cast<uint64_t>(time.tv_usec) * 1000;
@@ -204,13 +208,16 @@ void Process::Attach(Server* server, uint32_t stream) {
   server_ = server;
   stream_ = stream;
   for (size_t i = 0; i < outputs_.size(); ++i) {
-    const std::string kept = std::exchange(outputs_[i].kept, {});
-    // Less than the credit of a new stream.
-    server->Write(stream, static_cast<uint8_t>(agent::kStdout + i),
-                  {reinterpret_cast<const uint8_t*>(kept.data()), kept.size()},
-                  false);
+    SendKept(static_cast<uint8_t>(agent::kStdout + i));
     if (outputs_[i].fd >= 0) Watch(&outputs_[i]);
   }
+}
+
+bool Process::SendKept(uint8_t channel) {
+  std::string& kept = outputs_[channel - agent::kStdout].kept;
+  if (server_ == nullptr || kept.empty()) return true;
+  kept.erase(0, server_->Write(stream_, channel, AsBytes(kept), false));
+  return kept.empty();
 }
 
 void Process::Detach() {
@@ -244,6 +251,12 @@ void Process::CloseOutput(Output* output) {
 
 void Process::Pump(uint8_t channel) {
   Output& output = outputs_[channel - agent::kStdout];
+  if (!SendKept(channel)) {
+    // What comes behind it waits.
+    if (output.watched) table_->loop()->Remove(output.fd);
+    output.watched = false;
+    return;
+  }
   std::array<uint8_t, kReadBytes> buffer;  // Not cleared: it is read into.
   for (int i = 0; i < kReadsInARow && output.fd >= 0; ++i) {
     size_t want = buffer.size();
@@ -279,7 +292,10 @@ void Process::Deliver(uint8_t channel, Bytes data) {
   if (server_ == nullptr) {
     std::string& kept = outputs_[channel - agent::kStdout].kept;
     kept.append(data.begin(), data.end());
-    if (kept.size() > kKeptBytes) kept.erase(0, kept.size() - kKeptBytes);
+    if (kept.size() > kKeptBytes) {
+      kept.erase(0, kept.size() - kKeptBytes);
+      report_.truncated = true;
+    }
     return;
   }
   const size_t sent = std::min<uint64_t>(data.size(), output_room_);
@@ -417,9 +433,10 @@ void Process::OnExit(int status, const rusage& usage) {
 }
 
 bool Process::IsDone(const Output& output) const {
-  if (output.fd < 0 || server_ == nullptr) return true;
+  if (server_ != nullptr && !output.kept.empty()) return false;
+  if (output.fd < 0) return true;
   if (terminal_) return grace_over_;
-  return output.left.value_or(1) == 0;
+  return server_ == nullptr || output.left.value_or(1) == 0;
 }
 
 void Process::Conclude() {
@@ -432,6 +449,11 @@ void Process::Conclude() {
   }
   if (server_ != nullptr) {
     std::exchange(server_, nullptr)->Finish(stream_, Encode(report_));
+  } else {
+    table_->ended()->Keep(
+        {id_,
+         report_,
+         {std::move(outputs_[0].kept), std::move(outputs_[1].kept)}});
   }
   table_->Remove(id_);
 }

@@ -14,6 +14,7 @@
 
 #include "agent/messages.h"
 #include "guest/agent/cgroup.h"
+#include "guest/agent/ended_processes.h"
 #include "guest/agent/loop.h"
 #include "guest/agent/server.h"
 
@@ -44,6 +45,7 @@ class Process final : private Loop::Watcher {
 
   pid_t pid() const { return pid_; }
   bool attached() const { return server_ != nullptr; }
+  bool running() const { return !exited_; }
   bool application() const { return application_; }
   agent::ProcessEntry Entry() const { return {id_, pid_, argv_, application_}; }
 
@@ -61,6 +63,8 @@ class Process final : private Loop::Watcher {
                                              std::array<int, 3>* ends);
   bool OpenTerminal(const agent::WindowSize& size, int* end);
   void Watch(Output* output);
+  // False: the host takes no more of what was kept now.
+  bool SendKept(uint8_t channel);
   void Pump(uint8_t channel);
   void Deliver(uint8_t channel, Bytes data);
   void CloseOutput(Output* output);
@@ -119,11 +123,13 @@ class ProcessTable final : private Loop::Watcher {
 
   Loop* loop() const { return loop_; }
   CgroupPool* cgroups() { return &cgroups_; }
+  EndedProcesses* ended() { return &ended_; }
   bool is_init() const { return is_init_; }
   int null_fd() const { return null_fd_; }
 
  private:
   void OnEvents(int fd, uint32_t events) override;
+  bool ApplicationRuns();
 
   Loop* const loop_;  // Not owned.
   const bool is_init_;
@@ -134,7 +140,8 @@ class ProcessTable final : private Loop::Watcher {
   uint64_t application_ = 0;  // The last one's id.
   std::unordered_map<uint64_t, std::unique_ptr<Process>> processes_;
   std::vector<std::unique_ptr<Process>> dead_;  // Until DestroyEnded().
-  size_t drained_ = 0;                          // Descriptors.
+  EndedProcesses ended_;
+  size_t drained_ = 0;  // Descriptors.
 };
 
 }  // namespace catnap::guest

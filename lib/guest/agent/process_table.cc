@@ -143,6 +143,11 @@ void ProcessTable::OnEvents(int fd, uint32_t /*events*/) {
   }
 }
 
+bool ProcessTable::ApplicationRuns() {
+  const Process* const application = Find(application_);
+  return application != nullptr && application->running();
+}
+
 std::unique_ptr<Task> ProcessTable::Exec(Server* server, uint32_t stream,
                                          Bytes request) {
   agent::ExecRequest exec;
@@ -150,7 +155,7 @@ std::unique_ptr<Task> ProcessTable::Exec(Server* server, uint32_t stream,
     server->Refuse(stream, agent::ResetCode::kProtocol, "malformed request");
     return nullptr;
   }
-  if (exec.application && Find(application_) != nullptr) {
+  if (exec.application && ApplicationRuns()) {
     agent::ExitReport refused;
     refused.kind = agent::ExitKind::kNotStarted;
     refused.exit_code = 126;
@@ -183,6 +188,8 @@ std::unique_ptr<Task> ProcessTable::AttachTo(Server* server, uint32_t stream,
   }
   Process* const process = Find(wanted.process_id);
   if (process == nullptr) {
+    auto task = ended_.AttachTo(server, stream, wanted.process_id);
+    if (task != nullptr) return task;
     server->Refuse(stream, agent::ResetCode::kUnknown, "no such process");
     return nullptr;
   }
@@ -201,6 +208,7 @@ std::unique_ptr<Task> ProcessTable::List(Server* server, uint32_t stream) {
   agent::Encoded bytes;
   state::StateEncoder out(&bytes);
   for (const auto& [id, process] : processes_) {
+    if (!process->running()) continue;
     agent::ProcessEntry entry = process->Entry();
     size_t room = kListedBytes;
     for (size_t i = 0; i < entry.argv.size(); ++i) {
