@@ -107,10 +107,10 @@ build() {
   cmake --preset "$1" >/dev/null && cmake --build --preset "$1"
 }
 
-# Finds Debian's own kernel, which a test boots, in the emulated host's cache.
+# Finds Debian's own kernel, which tests boot, in the emulated host's cache.
 stock_kernel=
 stock_kernel() {
-  stock_kernel=$(tests/emulated_host/prepare.sh)/bzImage
+  stock_kernel=$(tests/emulated_host/prepare.sh)
 }
 
 # Tiny guests need only some /dev/kvm. Where there is none at all they go where
@@ -172,7 +172,8 @@ wrapper=()
 tests "emulated host" release -L '^emulated$'
 if check "fetch a stock kernel" stock_kernel; then
   wrapper=(tests/emulated_host/run.sh --if-needed --timeout 900
-    --out "$results" --env "CATNAP_STOCK_KERNEL=$stock_kernel" --)
+    --out "$results" --env "CATNAP_STOCK_KERNEL=$stock_kernel/bzImage"
+    --env "CATNAP_STOCK_MODULES=$stock_kernel/modules.cpio" --)
   tests "Linux guests" release -L "$guests"
   wrapper=()
 fi

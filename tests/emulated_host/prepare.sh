@@ -1,7 +1,8 @@
 #!/bin/bash
 # Makes what the emulated host boots, once, and prints the folder that holds it:
 # vmlinux (Debian's own kernel), initramfs (busybox, the modules, guest_*.sh),
-# and bzImage, the same kernel as Debian packs it, for tests that boot one.
+# and for tests that boot a stock kernel bzImage, the same as Debian packs it,
+# and modules.cpio, what the agent's initramfs needs for it.
 #
 # The folder is in ${CATNAP_CACHE:-~/.cache/catnap}/emulated-host/. The kernel
 # is the newest that linux-image-amd64 named when it was first needed; delete
@@ -27,7 +28,8 @@ fail() {
   fail "it needs the packages named above"
 
 cache=${CATNAP_CACHE:-$HOME/.cache/catnap}/emulated-host
-hash=$(cat "${BASH_SOURCE[0]}" "$here"/guest_*.sh | sha256sum | cut -c 1-16)
+hash=$(cat "${BASH_SOURCE[0]}" "$here"/guest_*.sh \
+  "$project/cmake/make_module_archive.sh" | sha256sum | cut -c 1-16)
 result=$cache/$hash
 if [[ -d $result ]]; then
   echo "$result"
@@ -104,6 +106,8 @@ chmod 755 "$root/init" "$root/guest_run.sh"
 # busybox's depmod finds the dependencies; then only what is needed stays.
 tree=$cache/kernel
 busybox depmod -b "$tree" "$version"
+"$project/cmake/make_module_archive.sh" "$tree" "$version" \
+  "$work/result/modules.cpio"
 declare -A dependencies=() seen=()
 while IFS=: read -r path needs; do
   name=${path##*/}

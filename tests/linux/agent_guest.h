@@ -1,6 +1,8 @@
 #ifndef CATNAP_TESTS_LINUX_AGENT_GUEST_H_
 #define CATNAP_TESTS_LINUX_AGENT_GUEST_H_
 
+#include <unistd.h>
+
 #include <catch2/catch.hpp>
 #include <chrono>
 #include <future>
@@ -13,6 +15,7 @@
 #include "agent/files.h"
 #include "agent/process.h"
 #include "base/clock.h"
+#include "base/unique_fd.h"
 #include "io/event_loop.h"
 #include "linux/linux_guest.h"
 #include "runtime/agent_connection.h"
@@ -24,12 +27,18 @@ namespace catnap::test {
 // connection.
 class AgentGuest {
  public:
-  explicit AgentGuest(int vcpus = 1) {
+  // With modules the kernel is a stock one, which needs them.
+  explicit AgentGuest(int vcpus = 1,
+                      const std::string& kernel_path = GuestFile("vmlinux"),
+                      const std::string& modules_path = "") {
     auto loop = io::EventLoop::Create({});
     REQUIRE(loop.ok());
     loop_ = *std::move(loop);
-    const auto kernel = OpenFile(GuestFile("vmlinux"));
-    const auto initramfs = OpenFile(GuestFile("agent.initramfs"));
+    const auto kernel = OpenFile(kernel_path);
+    auto initramfs = base::CreateMemFd("initramfs", 0);
+    REQUIRE(initramfs.ok());
+    AppendFile(GuestFile("agent.initramfs"), initramfs->get());
+    if (!modules_path.empty()) AppendFile(modules_path, initramfs->get());
     machine_ = MakeShell(
         {.memory_bytes = 256 << 20, .vcpus = vcpus, .device_pages = 1});
     auto device = std::make_unique<virtio::Vsock>(virtio::VsockOptions{},
@@ -44,7 +53,7 @@ class AgentGuest {
         &clock_);
     vmm::LaunchConfig launch;
     launch.linux_kernel = {.kernel_fd = kernel.get(),
-                           .initramfs_fd = initramfs.get(),
+                           .initramfs_fd = initramfs->get(),
                            .command_line = "console=ttyS0 panic=-1 quiet"};
     const absl::Status launched = machine_->Launch(std::move(launch));
     REQUIRE(launched.ok());
@@ -121,6 +130,16 @@ class AgentGuest {
   }
 
  private:
+  static void AppendFile(const std::string& path, int to) {
+    const auto from = OpenFile(path);
+    std::vector<char> buffer(size_t{1} << 20);
+    ssize_t got = 0;
+    while ((got = ::read(from.get(), buffer.data(), buffer.size())) > 0) {
+      REQUIRE(::write(to, buffer.data(), static_cast<size_t>(got)) == got);
+    }
+    REQUIRE(got == 0);
+  }
+
   base::SystemClock clock_;
   std::unique_ptr<io::EventLoop> loop_;
   std::shared_ptr<vmm::Machine> machine_;
