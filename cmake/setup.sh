@@ -16,7 +16,8 @@
 set -euo pipefail
 
 build=(g++ cmake ninja-build pkg-config libfmt-dev libabsl-dev liburing-dev
-  libzstd-dev catch2 libarchive-dev libext2fs-dev comerr-dev e2fsprogs)
+  libzstd-dev catch2 libarchive-dev libext2fs-dev comerr-dev e2fsprogs
+  passt)
 checks=(clang-14 clang-tidy-14 clang-format-14 libclang-rt-14-dev acpica-tools)
 kernel=(linux-source-6.1 gcc libc6-dev make flex bison bc perl libelf-dev
   libssl-dev xz-utils zstd cpio)

@@ -76,7 +76,7 @@ class Gate {
  public:
   using TimePoint = std::chrono::steady_clock::time_point;
 
-  static constexpr size_t kMaxQuestions = 64;
+  static constexpr size_t kMaxQuestions = 32;
 
   // `output` is borrowed and must outlive the gate. Nothing may leave yet.
   Gate(const GateOptions& options, GateOutput* output);
