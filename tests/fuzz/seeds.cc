@@ -15,6 +15,7 @@
 #include "base/byte_order.h"
 #include "base/crc32c.h"
 #include "disk/layer_format.h"
+#include "fuzz/seeds.h"
 #include "state/encoder.h"
 #include "state/section.h"
 #include "support/kernel_images.h"
@@ -26,20 +27,7 @@
 namespace catnap::fuzz {
 namespace {
 
-using Bytes = std::vector<uint8_t>;
-
-struct Seed {
-  std::string name;
-  Bytes bytes;
-};
-
 using Corpora = std::vector<std::pair<std::string, std::vector<Seed>>>;
-
-template <typename T>
-void Put(Bytes* to, T value) {
-  to->resize(to->size() + sizeof(T));
-  base::StoreLe(&(*to)[to->size() - sizeof(T)], value);
-}
 
 // One access as guest_memory_fuzz reads it: operation, "near RAM", address.
 void PutAccess(Bytes* to, uint8_t operation, uint32_t gpa) {
@@ -348,9 +336,9 @@ void PutDescriptor(Bytes* to, uint8_t queue, uint8_t index, uint32_t gpa,
 
 std::vector<Seed> VirtioDriverSeeds() {
   std::vector<Seed> seeds;
-  const std::array<const char*, 4> names = {"rng_", "balloon_", "vsock_",
-                                            "block_"};
-  const std::array<uint8_t, 4> queues = {0, 3, 1, 0};
+  const std::array<const char*, 5> names = {"rng_", "balloon_", "vsock_",
+                                            "block_", "net_"};
+  const std::array<uint8_t, 5> queues = {0, 3, 1, 0, 1};
   for (size_t i = 0; i < names.size(); ++i) {
     const auto device = static_cast<uint8_t>(i);
     const auto name = [&](const char* what) {
@@ -660,6 +648,10 @@ int main(int argc, char** argv) {
       {"log_text_fuzz", catnap::fuzz::LogTextSeeds()},
       {"rootfs_fuzz", catnap::fuzz::RootfsSeeds()},
       {"serial_bus_fuzz", catnap::fuzz::SerialBusSeeds()},
+      {"net_dhcp_fuzz", catnap::fuzz::NetDhcpSeeds()},
+      {"net_dns_fuzz", catnap::fuzz::NetDnsSeeds()},
+      {"net_gate_fuzz", catnap::fuzz::NetGateSeeds()},
+      {"net_stream_fuzz", catnap::fuzz::NetStreamSeeds()},
       {"section_table_fuzz", catnap::fuzz::SectionSeeds()},
       {"state_decoder_fuzz", catnap::fuzz::StateSeeds()},
       {"virtio_driver_fuzz", catnap::fuzz::VirtioDriverSeeds()},

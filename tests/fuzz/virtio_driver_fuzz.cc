@@ -5,12 +5,15 @@
 
 #include "fuzz/fuzz_input.h"
 #include "fuzz/fuzz_target.h"
+#include "io/event_loop.h"
+#include "net/link.h"
 #include "state/decoder.h"
 #include "state/encoder.h"
 #include "support/memory_disk.h"
 #include "support/virtio_driver.h"
 #include "virtio/balloon/balloon.h"
 #include "virtio/block/block.h"
+#include "virtio/net/net.h"
 #include "virtio/rng/rng.h"
 #include "virtio/vsock/vsock.h"
 
@@ -25,20 +28,34 @@ namespace {
 
 using test::VirtioDriver;
 
+// Of the network devices, which start nothing on it.
+io::EventLoop* Loop() {
+  static const auto loop = io::EventLoop::Create({});
+  FUZZ_CHECK(loop.ok());
+  return loop->get();
+}
+
 VirtioDriver::Factory Choose(uint8_t selector) {
-  if (selector % 4 == 3) {
+  if (selector % 5 == 4) {
+    return [](memory::GuestMemory* memory) {
+      auto link = net::Link::Create({}, Loop());
+      FUZZ_CHECK(link.ok());
+      return std::make_unique<Net>(*std::move(link), memory);
+    };
+  }
+  if (selector % 5 == 3) {
     return [](memory::GuestMemory* memory) {
       return std::make_unique<Block>(
           std::make_shared<test::MemoryDisk>(64 * disk::kSectorBytes),
           BlockOptions{.serial = "fuzz"}, memory);
     };
   }
-  if (selector % 4 == 2) {
+  if (selector % 5 == 2) {
     return [](memory::GuestMemory* memory) {
       return std::make_unique<Vsock>(VsockOptions{}, memory);
     };
   }
-  if (selector % 4 == 0) {
+  if (selector % 5 == 0) {
     return [](memory::GuestMemory* memory) {
       return std::make_unique<Rng>(
           RngOptions{.bytes_per_second = 1e12, .burst_bytes = 1e12}, memory);
