@@ -23,6 +23,7 @@ set(_agent_sources
   lib/guest/agent/init.cc
   lib/guest/agent/loop.cc
   lib/guest/agent/main.cc
+  lib/guest/agent/network.cc
   lib/guest/agent/process.cc
   lib/guest/agent/process_table.cc
   lib/guest/agent/relay.cc

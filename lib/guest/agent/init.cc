@@ -18,6 +18,7 @@
 #include <string_view>
 
 #include "guest/agent/hosts.h"
+#include "guest/agent/network.h"
 #include "guest/agent/text.h"
 
 namespace catnap::guest {
@@ -114,6 +115,7 @@ GuestConfig SetUpGuest() {
   Mount("tmpfs", "/dev/shm", MS_NOSUID | MS_NODEV, "mode=1777");
   Mount("cgroup2", kCgroup, MS_NOSUID | MS_NODEV | MS_NOEXEC);
   BringLoopbackUp();
+  SetUpNetwork();
   // Neither traced, nor the first to go when memory is short.
   prctl(PR_SET_DUMPABLE, 0, 0, 0, 0);
   if (!WriteText("/proc/self/oom_score_adj", "-1000")) Complain("oom score");
