@@ -15,7 +15,9 @@
 #include "disk/loop_file.h"
 #include "disk/raw_disk.h"
 #include "io/file.h"
+#include "net/link.h"
 #include "runtime/agent_connection.h"
+#include "runtime/network_policy.h"
 #include "vmm/guest_devices.h"
 #include "vmm/host_check.h"
 
@@ -70,6 +72,23 @@ absl::StatusOr<std::shared_ptr<disk::CowLayer>> MakeRootLayer(
   };
   return disk::CowLayer::CreateOnTop(std::move(file), std::move(base),
                                      std::move(options));
+}
+
+absl::StatusOr<std::shared_ptr<net::Link>> MakeLink(
+    const GuestConfig& config, std::shared_ptr<const net::Policy> policy,
+    base::Logger log) {
+  net::LinkOptions options;
+  options.log = std::move(log);
+  if (config.tap != nullptr) {
+    // The caller's stays the caller's.
+    options.tap =
+        base::UniqueFd(::fcntl(config.tap->get(), F_DUPFD_CLOEXEC, 0));
+    if (!options.tap.valid()) return ErrnoError(errno, "duplicate tap");
+  }
+  CATNAP_ASSIGN_OR_RETURN(auto link,
+                          net::Link::Create(std::move(options), config.loop));
+  link->SetPolicy(std::move(policy));
+  return link;
 }
 
 GuestEnd EndOf(const vmm::MachineExit& exit, const std::string& console) {
@@ -171,10 +190,12 @@ class MachineGuest final : public Guest {
  public:
   MachineGuest(std::shared_ptr<Holder> holder, RootDisk root,
                std::shared_ptr<Parked> parked,
+               const std::shared_ptr<net::Link>& link,
                std::unique_ptr<AgentConnection> connection)
       : holder_(std::move(holder)),
         root_(std::move(root)),
         parked_(std::move(parked)),
+        link_(link),
         connection_(std::move(connection)) {}
   ~MachineGuest() override { Stop(); }
 
@@ -205,15 +226,18 @@ class MachineGuest final : public Guest {
     return parked_->text;
   }
   absl::Status SetEgress(const NetworkPolicy& policy) override {
-    if (policy.mode() == NetworkPolicy::Mode::kDenyAll) return absl::OkStatus();
-    return absl::UnimplementedError(
-        "egress is not in this version of the library: only DenyAll() is");
+    CATNAP_ASSIGN_OR_RETURN(auto compiled, CompilePolicy(policy));
+    const auto link = link_.lock();
+    if (link != nullptr) link->SetPolicy(std::move(compiled));
+    return absl::OkStatus();
   }
 
  private:
   const std::shared_ptr<Holder> holder_;
   const RootDisk root_;
   const std::shared_ptr<Parked> parked_;
+  // The device's, which goes where a link may be destroyed.
+  const std::weak_ptr<net::Link> link_;
   const std::unique_ptr<AgentConnection> connection_;
 };
 
@@ -243,11 +267,7 @@ absl::StatusOr<vmm::ShellPool*> MachineFactory::Pool() {
 
 absl::StatusOr<std::unique_ptr<Guest>> MachineFactory::Start(
     GuestConfig config) {
-  if (config.egress.mode() != NetworkPolicy::Mode::kDenyAll ||
-      config.tap != nullptr) {
-    return absl::UnimplementedError(
-        "egress and tap are not in this version of the library");
-  }
+  CATNAP_ASSIGN_OR_RETURN(auto policy, CompilePolicy(config.egress));
   CATNAP_ASSIGN_OR_RETURN(vmm::ShellPool* const pool, Pool());
   CATNAP_ASSIGN_OR_RETURN(const GuestFiles files,
                           FindGuestFiles(options_.kernel));
@@ -270,6 +290,16 @@ absl::StatusOr<std::unique_ptr<Guest>> MachineFactory::Start(
         {.disk = std::move(raw), .serial = disk.serial, .cancel_parked = {}});
   }
 
+  const auto logger = [&config](const char* source) {
+    return base::Logger({.sink = config.log,
+                         .executor = config.executor,
+                         .vm_id = config.vm_id,
+                         .source = source});
+  };
+  CATNAP_ASSIGN_OR_RETURN(const auto link,
+                          MakeLink(config, std::move(policy), logger("net")));
+  devices.link = link;
+
   vmm::ShellConfig shell;
   shell.memory_bytes = config.image->memory_bytes;
   shell.vcpus = static_cast<int>(config.image->vcpus);
@@ -290,12 +320,6 @@ absl::StatusOr<std::unique_ptr<Guest>> MachineFactory::Start(
   auto holder =
       std::make_shared<Holder>(std::move(machine), pool, outstanding_);
 
-  const auto logger = [&config](const char* source) {
-    return base::Logger({.sink = config.log,
-                         .executor = config.executor,
-                         .vm_id = config.vm_id,
-                         .source = source});
-  };
   CATNAP_ASSIGN_OR_RETURN(
       vmm::GuestSockets* const sockets,
       vmm::AttachGuestDevices(&holder->machine(), std::move(devices),
@@ -323,7 +347,7 @@ absl::StatusOr<std::unique_ptr<Guest>> MachineFactory::Start(
   return std::unique_ptr<Guest>(new MachineGuest(
       std::move(holder),
       {.layer = std::move(layer), .path = config.directory / kLayerName},
-      parked, std::move(connection)));
+      parked, link, std::move(connection)));
 }
 
 }  // namespace catnap::runtime

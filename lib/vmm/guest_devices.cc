@@ -5,6 +5,7 @@
 #include "base/status.h"
 #include "virtio/balloon/balloon.h"
 #include "virtio/block/block.h"
+#include "virtio/net/net.h"
 #include "virtio/rng/rng.h"
 #include "virtio/vsock/vsock.h"
 
@@ -16,7 +17,8 @@ constexpr int kOtherDevices = 3;  // Sockets, entropy, balloon.
 }  // namespace
 
 int DevicePages(const GuestDevices& devices) {
-  return static_cast<int>(devices.disks.size()) + kOtherDevices;
+  return static_cast<int>(devices.disks.size()) + kOtherDevices +
+         (devices.link == nullptr ? 0 : 1);
 }
 
 absl::StatusOr<GuestSockets*> AttachGuestDevices(Machine* machine,
@@ -44,7 +46,12 @@ absl::StatusOr<GuestSockets*> AttachGuestDevices(Machine* machine,
       page++, std::make_unique<virtio::Rng>(virtio::RngOptions{}, memory), loop,
       log));
   CATNAP_RETURN_IF_ERROR(machine->AttachVirtio(
-      page, std::make_unique<virtio::Balloon>(memory), loop, log));
+      page++, std::make_unique<virtio::Balloon>(memory), loop, log));
+  if (devices.link != nullptr) {
+    CATNAP_RETURN_IF_ERROR(machine->AttachVirtio(
+        page, std::make_unique<virtio::Net>(std::move(devices.link), memory),
+        loop, log));
+  }
   return attached;
 }
 

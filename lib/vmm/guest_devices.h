@@ -10,6 +10,7 @@
 #include "base/log.h"
 #include "disk/block_io.h"
 #include "io/event_loop.h"
+#include "net/link.h"
 #include "vmm/guest_sockets.h"
 #include "vmm/machine.h"
 
@@ -22,9 +23,10 @@ struct DiskDevice {
 };
 
 // The devices of a guest with an agent. Pages in this order: disks, the first
-// of which is its root, sockets, entropy, balloon.
+// of which is its root, sockets, entropy, balloon, network.
 struct GuestDevices {
   std::vector<DiskDevice> disks;
+  std::shared_ptr<net::Link> link;  // Null: no network device.
 };
 
 // Register pages that they take.

@@ -648,6 +648,7 @@ int main(int argc, char** argv) {
       {"log_text_fuzz", catnap::fuzz::LogTextSeeds()},
       {"rootfs_fuzz", catnap::fuzz::RootfsSeeds()},
       {"serial_bus_fuzz", catnap::fuzz::SerialBusSeeds()},
+      {"image_record_fuzz", catnap::fuzz::ImageRecordSeeds()},
       {"net_dhcp_fuzz", catnap::fuzz::NetDhcpSeeds()},
       {"net_dns_fuzz", catnap::fuzz::NetDnsSeeds()},
       {"net_gate_fuzz", catnap::fuzz::NetGateSeeds()},

@@ -25,6 +25,9 @@ void Put(Bytes* to, T value) {
   base::StoreLe(&(*to)[to->size() - sizeof(T)], value);
 }
 
+// runtime_seeds.cc
+std::vector<Seed> ImageRecordSeeds();
+
 // net_seeds.cc
 std::vector<Seed> NetDhcpSeeds();
 std::vector<Seed> NetDnsSeeds();

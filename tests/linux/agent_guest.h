@@ -5,6 +5,7 @@
 
 #include <catch2/catch.hpp>
 #include <chrono>
+#include <functional>
 #include <future>
 #include <memory>
 #include <string>
@@ -27,10 +28,14 @@ namespace catnap::test {
 // connection.
 class AgentGuest {
  public:
+  // Puts more devices into the machine, from page 1 on.
+  using Attach = std::function<void(vmm::Machine&, io::EventLoop*)>;
+
   // With modules the kernel is a stock one, which needs them.
   explicit AgentGuest(int vcpus = 1,
                       const std::string& kernel_path = GuestFile("vmlinux"),
-                      const std::string& modules_path = "") {
+                      const std::string& modules_path = "",
+                      const Attach& attach = nullptr) {
     auto loop = io::EventLoop::Create({});
     REQUIRE(loop.ok());
     loop_ = *std::move(loop);
@@ -39,8 +44,9 @@ class AgentGuest {
     REQUIRE(initramfs.ok());
     AppendFile(GuestFile("agent.initramfs"), initramfs->get());
     if (!modules_path.empty()) AppendFile(modules_path, initramfs->get());
-    machine_ = MakeShell(
-        {.memory_bytes = 256 << 20, .vcpus = vcpus, .device_pages = 1});
+    machine_ = MakeShell({.memory_bytes = 256 << 20,
+                          .vcpus = vcpus,
+                          .device_pages = attach ? 2 : 1});
     auto device = std::make_unique<virtio::Vsock>(virtio::VsockOptions{},
                                                   &machine_->memory());
     virtio::Vsock* const sockets = device.get();
@@ -51,6 +57,7 @@ class AgentGuest {
     connection_ = std::make_unique<runtime::AgentConnection>(
         std::shared_ptr<vmm::GuestSockets>(machine_, sockets), loop_.get(),
         &clock_);
+    if (attach) attach(*machine_, loop_.get());
     vmm::LaunchConfig launch;
     launch.linux_kernel = {.kernel_fd = kernel.get(),
                            .initramfs_fd = initramfs->get(),

@@ -100,15 +100,15 @@ inline void Echo(int fd) {
   }
 }
 
-// Listens on a free port of the loopback and runs `serve` for each connection
-// on a thread of its own, which closes the socket afterwards.
+// Listens on a free port of the loopback, or of `host`, and runs `serve` for
+// each connection on a thread of its own, which closes the socket afterwards.
 class TcpServer {
  public:
   using Serve = std::function<void(int fd)>;
-  explicit TcpServer(Serve serve = Echo)
+  explicit TcpServer(Serve serve = Echo, uint32_t host = INADDR_LOOPBACK)
       : serve_(std::move(serve)),
         listener_(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0)) {
-    sockaddr_in name = Ipv4Address(INADDR_LOOPBACK, 0);
+    sockaddr_in name = Ipv4Address(host, 0);
     auto* const address = reinterpret_cast<sockaddr*>(&name);
     socklen_t size = sizeof(name);
     if (::bind(listener_.get(), address, size) != 0 ||
