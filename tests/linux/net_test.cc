@@ -4,6 +4,7 @@
 #include <linux/if.h>
 #include <linux/if_tun.h>
 #include <linux/route.h>
+#include <sched.h>
 #include <signal.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
@@ -35,12 +36,22 @@ constexpr uint32_t kHostRouter = kHost + 1;  // Nobody.
 constexpr const char* kGreeting = "hello from the host\n";
 
 // An interface of the host with that address and a route to everywhere, which
-// passt asks for. The emulated host has no network of its own.
+// passt asks for, in a network namespace of its own: other tests run at the
+// same time, and the host may have a network. This thread, and those that it
+// starts from now on, are in there.
 class HostNetwork {
  public:
-  HostNetwork()
-      : tap_(::open("/dev/net/tun", O_RDWR | O_CLOEXEC)),
-        control_(::socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0)) {
+  HostNetwork() {
+    REQUIRE(::unshare(::geteuid() == 0 ? CLONE_NEWNET
+                                       : CLONE_NEWUSER | CLONE_NEWNET) == 0);
+    tap_ = base::UniqueFd(::open("/dev/net/tun", O_RDWR | O_CLOEXEC));
+    REQUIRE(tap_.valid());
+    control_ = base::UniqueFd(::socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0));
+    REQUIRE(control_.valid());
+    ifreq loopback{};
+    std::strcpy(loopback.ifr_name, "lo");
+    loopback.ifr_flags = IFF_UP;
+    REQUIRE(::ioctl(control_.get(), SIOCSIFFLAGS, &loopback) == 0);
     ifreq request = Named();
     request.ifr_flags = IFF_TAP | IFF_NO_PI;
     REQUIRE(::ioctl(tap_.get(), TUNSETIFF, &request) == 0);
