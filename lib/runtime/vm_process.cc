@@ -135,7 +135,6 @@ absl::Status VmProcess::Check(const Command& command) {
 VmProcess::VmProcess(std::shared_ptr<Vm> vm, const Command& command,
                      bool collects)
     : vm_(std::move(vm)),
-      max_output_bytes_(command.max_output_bytes),
       on_output_(command.on_output),
       collects_(collects),
       room_(command.max_output_bytes),

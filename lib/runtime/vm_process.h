@@ -82,7 +82,6 @@ class VmProcess : public std::enable_shared_from_this<VmProcess> {
   std::shared_ptr<agent::GuestProcess> process() const;
 
   const std::shared_ptr<Vm> vm_;
-  const uint64_t max_output_bytes_;
   std::function<void(Stream, std::string_view)> on_output_;  // Or null.
 
   mutable base::Mutex mutex_;

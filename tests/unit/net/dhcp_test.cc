@@ -78,7 +78,7 @@ TEST_CASE("AnswerDhcp takes no malformed message") {
                             good.begin() + static_cast<std::ptrdiff_t>(size)))
                     .has_value());
   }
-  for (const size_t at : {0, 1, 2, 28, 236}) {
+  for (const size_t at : {0U, 1U, 2U, 28U, 236U}) {
     Message bad = good;
     bad[at] ^= 0x10;
     CAPTURE(at);
