@@ -10,6 +10,9 @@
 # text (not of #includes: the analyzer follows paths in the main file
 # only). Those that cannot be compiled beside the ones before them (a name in two
 # unnamed namespaces) wait for the next round.
+#
+# What had no finding is not looked at again while it, all headers of the project
+# and the rules stay as they are: ${CATNAP_CACHE:-~/.cache/catnap}/tidy says so.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 root=$PWD
@@ -161,10 +164,39 @@ printf '%s\n' "${files[@]}" | awk -F/ -v at_most=12 -v root="$root/" '
     }
   }' | sort >"$work/jobs"
 
+cache=${CATNAP_CACHE:-$HOME/.cache/catnap}/tidy
+mkdir -p "$cache"
+find "$cache" -type f -mtime +30 -delete
+common=$({
+  clang-tidy-14 --version
+  printf '%s\n' "${flags[@]//$root/}"
+  cat cmake/check_tidy.sh cmake/clang-tidy.yaml
+  find include lib tests bench examples -name '*.h' -print0 | sort -z |
+    xargs -0 sha256sum
+  dpkg-query -W libfmt-dev libabsl-dev liburing-dev libzstd-dev catch2 2>&1 ||
+    true
+} | sha256sum)
+
+# remember KEY COMMAND...: runs it, and notes when it found nothing.
+remember() {
+  local key=$1
+  shift
+  "$@" && : >"$cache/$key"
+}
+
 failed=0
 running=0
 limit=$(nproc)
 while read -r name sources; do
+  # shellcheck disable=SC2086
+  key=$({
+    echo "$common"
+    sha256sum $sources | sed "s|$root/||"
+  } | sha256sum | cut -c 1-64)
+  if [[ -e $cache/$key ]]; then
+    touch "$cache/$key"
+    continue
+  fi
   if ((running == limit)); then
     wait -n || failed=1
     running=$((running - 1))
@@ -172,9 +204,9 @@ while read -r name sources; do
   # Paths of the project hold no spaces, or the database would not either.
   # shellcheck disable=SC2086
   if [[ $name =~ ^c[0-9] ]]; then
-    run_tidy -p "$build" $sources >"$work/$name.out" &
+    remember "$key" run_tidy -p "$build" $sources >"$work/$name.out" &
   else
-    tidy_together "$name" $sources >"$work/$name.out" &
+    remember "$key" tidy_together "$name" $sources >"$work/$name.out" &
   fi
   running=$((running + 1))
 done <"$work/jobs"

@@ -3,8 +3,8 @@
 #
 #   cmake/setup.sh [build|checks|kernel|emulated|rootfs|all]...  (default: all)
 #
-#   build     compiler, CMake, the dependencies of the library, of its programs
-#             and of the tests
+#   build     compiler and its cache, CMake, the dependencies of the library, of
+#             its programs and of the tests
 #   checks    clang and its tools, the ACPI compiler
 #   kernel    what the guest kernel is built from
 #   emulated  QEMU and what the emulated host's initramfs and disk need
@@ -15,7 +15,7 @@
 # command to run. Prints nothing but what it installs and errors.
 set -euo pipefail
 
-build=(g++ cmake ninja-build pkg-config libfmt-dev libabsl-dev liburing-dev
+build=(g++ cmake ninja-build ccache pkg-config libfmt-dev libabsl-dev liburing-dev
   libzstd-dev catch2 libarchive-dev libext2fs-dev comerr-dev e2fsprogs
   passt)
 checks=(clang-14 clang-tidy-14 clang-format-14 libclang-rt-14-dev acpica-tools)

@@ -22,6 +22,8 @@ step() {
 }
 
 build() {
+  # shellcheck source=cmake/compiler_cache.sh
+  . cmake/compiler_cache.sh
   cmake --preset release >/dev/null
   cmake --build --preset release --target boot_guest probe_host run_python guest_kernel guest_agent \
     catnap-rootfs

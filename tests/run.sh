@@ -150,6 +150,8 @@ if [[ -n $quick ]]; then
 else
   check "install packages" cmake/setup.sh || summary
 fi
+# shellcheck source=cmake/compiler_cache.sh
+. cmake/compiler_cache.sh
 check "build release" build release || summary
 if [[ -z $quick ]]; then
   check "format" cmake/check_format.sh || true
