@@ -6,13 +6,13 @@
 # every source in the compile database of BUILD_DIR (build/release).
 #
 # clang-tidy spends nearly all its time on what sources include, not on the
-# sources. So a dozen C++ sources are looked at together, as one file of their
-# text (not of #includes: the analyzer follows paths in the main file
-# only). Those that cannot be compiled beside the ones before them (a name in two
-# unnamed namespaces) wait for the next round.
+# sources. So up to a dozen C++ sources of a folder are looked at together, as
+# one file of their text (not of #includes: the analyzer follows paths in the
+# main file only). Those that cannot be compiled beside the ones before them (a
+# name in two unnamed namespaces) wait for the next round.
 #
-# What had no finding is not looked at again while it, all headers of the project
-# and the rules stay as they are: ${CATNAP_CACHE:-~/.cache/catnap}/tidy says so.
+# What had no finding is not looked at again while it, what it includes and the
+# rules stay as they are: ${CATNAP_CACHE:-~/.cache/catnap}/tidy says so.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 root=$PWD
@@ -141,28 +141,59 @@ tidy_together() {
   return $status
 }
 
-# One job per line: a name, then the sources. Equal shares, so that the last
-# jobs do not wait for one.
-printf '%s\n' "${files[@]}" | awk -F/ -v at_most=12 -v root="$root/" '
+# One job per line: a name, then the sources, which lie in one folder: a change
+# there leaves the others' jobs as they were.
+printf '%s\n' "${files[@]}" | awk -v at_most=12 -v root="$root/" '
   NF == 0 { next }
   /\.c$/ { print "c" ++c " " $0; next }
   {
-    top = substr($0, length(root) + 1)
-    sub("/.*", "", top)
-    all[top] = all[top] " " $0
+    folder = substr($0, length(root) + 1)
+    sub("/[^/]*$", "", folder)
+    gsub("/", "_", folder)
+    all[folder] = all[folder] " " $0
   }
   END {
-    for (top in all) {
-      n = split(all[top], source, " ")
+    for (folder in all) {
+      n = split(all[folder], source, " ")
       units = int((n + at_most - 1) / at_most)
       for (u = 0; u < units; ++u) {
-        printf "%s%d", top, u
+        printf "%s.%d", folder, u
         for (i = int(n * u / units); i < int(n * (u + 1) / units); ++i)
           printf " %s", source[i + 1]
         print ""
       }
     }
   }' | sort >"$work/jobs"
+
+# Prints the project's files that a file includes, by way of others as well, and
+# itself: "FILE INCLUDED" for each pair, sources and headers alike.
+# shellcheck disable=SC2016  # Perl's variables.
+list_includes() {
+  find include lib tests bench examples -name '*.h' -o -name '*.cc' \
+    -o -name '*.c' | sort | perl -we '
+    my %includes;
+    chomp(my @files = <STDIN>);
+    my %known = map { $_ => 1 } @files;
+    for my $file (@files) {
+      my ($folder) = $file =~ m{(.*)/};
+      open(my $in, "<", $file) or die "$file: $!";
+      while (<$in>) {
+        next unless m{^\s*#\s*include\s*[<"]([^>"]+)[>"]};
+        my ($found) = grep { $known{$_} }
+          map { "$_/$1" } $folder, "include", "lib", "tests", "bench";
+        push @{$includes{$file}}, $found if defined $found;
+      }
+    }
+    for my $file (@files) {
+      my %seen = ($file => 1);
+      my @next = ($file);
+      while (defined(my $at = shift @next)) {
+        print "$file $at\n";
+        push @next, grep { !$seen{$_}++ } @{$includes{$at} // []};
+      }
+    }'
+}
+list_includes >"$work/includes"
 
 cache=${CATNAP_CACHE:-$HOME/.cache/catnap}/tidy
 mkdir -p "$cache"
@@ -171,8 +202,6 @@ common=$({
   clang-tidy-14 --version
   printf '%s\n' "${flags[@]//$root/}"
   cat cmake/check_tidy.sh cmake/clang-tidy.yaml
-  find include lib tests bench examples -name '*.h' -print0 | sort -z |
-    xargs -0 sha256sum
   dpkg-query -W libfmt-dev libabsl-dev liburing-dev libzstd-dev catch2 2>&1 ||
     true
 } | sha256sum)
@@ -191,7 +220,9 @@ while read -r name sources; do
   # shellcheck disable=SC2086
   key=$({
     echo "$common"
-    sha256sum $sources | sed "s|$root/||"
+    printf '%s\n' $sources | sed "s|^$root/||" |
+      awk 'NR == FNR { wanted[$0]; next } $1 in wanted { print $2 }' \
+        - "$work/includes" | sort -u | xargs sha256sum
   } | sha256sum | cut -c 1-64)
   if [[ -e $cache/$key ]]; then
     touch "$cache/$key"
