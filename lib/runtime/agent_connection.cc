@@ -13,18 +13,24 @@ namespace catnap::runtime {
 struct AgentConnection::Shared {
   Shared(std::shared_ptr<vmm::GuestSockets> sockets_, io::EventLoop* loop_,
          base::Clock* clock_, std::shared_ptr<agent::ServiceListener> services_)
-      : sockets(std::move(sockets_)),
-        loop(loop_),
+      : loop(loop_),
         clock(clock_),
-        services(std::move(services_)) {}
+        services(std::move(services_)),
+        sockets(std::move(sockets_)) {}
 
-  const std::shared_ptr<vmm::GuestSockets> sockets;
+  // Null while the guest sleeps.
+  std::shared_ptr<vmm::GuestSockets> Sockets() const {
+    const base::MutexLock lock(&mutex);
+    return sockets;
+  }
+
   io::EventLoop* const loop;  // Not owned.
   base::Clock* const clock;   // Not owned.
   const std::shared_ptr<agent::ServiceListener> services;
 
-  base::Mutex mutex;
+  mutable base::Mutex mutex;
   base::CondVar changed;
+  std::shared_ptr<vmm::GuestSockets> sockets ABSL_GUARDED_BY(mutex);
   bool closed ABSL_GUARDED_BY(mutex) = false;
   // The current connection, from when it is connected.
   std::shared_ptr<Link> link ABSL_GUARDED_BY(mutex);
@@ -58,14 +64,36 @@ class AgentConnection::Link final : public vmm::GuestSocketHandler,
 
   // The streams end with `why`.
   void End(const absl::Status& why) {
-    shared_->sockets->Abort(id_);
+    const auto sockets = shared_->Sockets();
+    if (sockets != nullptr) sockets->Abort(id());
     CloseClient(why);
+  }
+
+  // Its stream in the sockets of the restored guest; nobody sends meanwhile.
+  void Adopt(vmm::GuestSockets* sockets) {
+    const vmm::GuestSocketId before = id();
+    absl::Status adopted = absl::UnavailableError(
+        "the restored guest does not have the agent's connection");
+    for (const vmm::GuestSocketId& loaded : sockets->LoadedStreams()) {
+      if (loaded.host_port != before.host_port ||
+          loaded.guest_port != before.guest_port) {
+        continue;
+      }
+      {
+        const base::MutexLock lock(&mutex_);
+        id_ = loaded;
+      }
+      adopted = sockets->Adopt(loaded, shared_from_this());
+    }
+    if (!adopted.ok()) OnClosed(adopted);
   }
 
   // agent::ByteChannel.
   size_t Send(std::span<const uint8_t> bytes) override {
+    const auto sockets = shared_->Sockets();
+    if (sockets == nullptr) return 0;  // Attach() and Wake() go on.
     // A stream that is gone says so by OnClosed().
-    return shared_->sockets->Send(id_, bytes).value_or(0);
+    return sockets->Send(id(), bytes).value_or(0);
   }
 
   // vmm::GuestSocketHandler.
@@ -102,11 +130,13 @@ class AgentConnection::Link final : public vmm::GuestSocketHandler,
   }
   void OnData(std::span<const uint8_t> bytes) override {
     client()->OnReceive(bytes);
-    shared_->sockets->Consumed(id_, bytes.size());
+    const auto sockets = shared_->Sockets();
+    if (sockets != nullptr) sockets->Consumed(id(), bytes.size());
   }
   void OnWritable() override { client()->OnWritable(); }
   void OnPeerClosed() override {
-    shared_->sockets->Close(id_);
+    const auto sockets = shared_->Sockets();
+    if (sockets != nullptr) sockets->Close(id());
     OnClosed(absl::OkStatus());
   }
   void OnClosed(const absl::Status& /*why*/) override {
@@ -126,6 +156,11 @@ class AgentConnection::Link final : public vmm::GuestSocketHandler,
     std::chrono::steady_clock::time_point when;
     io::OperationId id;
   };
+
+  vmm::GuestSocketId id() {
+    const base::MutexLock lock(&mutex_);
+    return id_;
+  }
 
   void CloseClient(const absl::Status& why) {
     if (agent::Client* const open = client(); open != nullptr) {
@@ -161,9 +196,9 @@ class AgentConnection::Link final : public vmm::GuestSocketHandler,
   }
 
   const std::shared_ptr<Shared> shared_;
-  const vmm::GuestSocketId id_;
 
   base::Mutex mutex_;
+  vmm::GuestSocketId id_ ABSL_GUARDED_BY(mutex_);
   std::optional<Timer> timer_ ABSL_GUARDED_BY(mutex_);
   // Set once. Last: its end uses the rest.
   std::unique_ptr<agent::Client> client_ ABSL_GUARDED_BY(mutex_);
@@ -174,24 +209,60 @@ AgentConnection::AgentConnection(
     base::Clock* clock, std::shared_ptr<agent::ServiceListener> services)
     : shared_(std::make_shared<Shared>(std::move(sockets), loop, clock,
                                        std::move(services))) {
-  shared_->sockets->Listen(kAgentPort,
-                           [shared = shared_](vmm::GuestSocketId id) {
-                             return Link::Make(shared, id);
-                           });
+  Listen(shared_->Sockets().get());
+}
+
+void AgentConnection::Listen(vmm::GuestSockets* sockets) {
+  sockets->Listen(kAgentPort, [shared = shared_](vmm::GuestSocketId id) {
+    return Link::Make(shared, id);
+  });
 }
 
 void AgentConnection::Close() {
-  shared_->sockets->Listen(kAgentPort, nullptr);
+  std::shared_ptr<vmm::GuestSockets> sockets;
   std::shared_ptr<Link> link;
   {
     const base::MutexLock lock(&shared_->mutex);
     shared_->closed = true;
+    sockets = shared_->sockets;
     link.swap(shared_->link);
     shared_->changed.NotifyAll();
   }
+  if (sockets != nullptr) sockets->Listen(kAgentPort, nullptr);
   if (link != nullptr) {
     link->End(absl::CancelledError("the connection with the agent is closed"));
   }
+}
+
+void AgentConnection::Detach() {
+  std::shared_ptr<vmm::GuestSockets> sockets;
+  {
+    const base::MutexLock lock(&shared_->mutex);
+    sockets.swap(shared_->sockets);
+  }
+  // May be the last to have the machine: goes with no lock held.
+}
+
+void AgentConnection::Attach(std::shared_ptr<vmm::GuestSockets> sockets) {
+  std::shared_ptr<Link> link;
+  {
+    const base::MutexLock lock(&shared_->mutex);
+    if (shared_->closed) return;
+    link = shared_->link;
+  }
+  Listen(sockets.get());
+  if (link != nullptr) link->Adopt(sockets.get());
+  const base::MutexLock lock(&shared_->mutex);
+  shared_->sockets = std::move(sockets);
+}
+
+void AgentConnection::Continue() {
+  std::shared_ptr<Link> link;
+  {
+    const base::MutexLock lock(&shared_->mutex);
+    link = shared_->link;
+  }
+  if (link != nullptr) link->OnWritable();
 }
 
 void AgentConnection::Wake() {

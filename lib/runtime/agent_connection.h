@@ -47,6 +47,18 @@ class AgentConnection {
       const std::function<bool()>& give_up = nullptr);
   // Has those who wait ask their `give_up` again.
   void Wake();
+
+  // The guest falls asleep: lets go of its sockets, which must be quiesced for
+  // good. Clients stay: what they send waits, in their own bounded memory.
+  void Detach();
+  // The guest is back: these are its sockets, with their state loaded and not
+  // yet serving. The connection goes on where it was, without a byte lost or
+  // sent twice; if the guest does not have it, the clients' streams end with
+  // UNAVAILABLE. REQUIRES: Detach() came before.
+  void Attach(std::shared_ptr<vmm::GuestSockets> sockets);
+  // The guest runs: sends what waited since Detach().
+  void Continue();
+
   // Ends the connection, and takes no other: streams end with CANCELLED.
   // Idempotent. Not from a handler.
   void Close();
@@ -54,6 +66,8 @@ class AgentConnection {
  private:
   class Link;
   struct Shared;
+
+  void Listen(vmm::GuestSockets* sockets);
 
   // Also of the acceptor, which may run while this goes.
   const std::shared_ptr<Shared> shared_;
