@@ -6,6 +6,8 @@
 #include <filesystem>
 #include <functional>
 #include <memory>
+#include <optional>
+#include <stop_token>
 #include <string>
 #include <vector>
 
@@ -26,9 +28,49 @@ struct GuestEnd {
   std::string text{};  // For people.
 };
 
+// How a guest's state is written.
+struct StoreOptions {
+  bool durable = true;  // What was written survives a crash of the machine.
+  // Gives up: CANCELLED, or DEADLINE_EXCEEDED.
+  std::stop_token stop{};
+  std::optional<std::chrono::steady_clock::time_point> deadline{};
+};
+
+// What a stored state takes.
+struct StoredSizes {
+  uint64_t stored_bytes = 0;  // On disk, not shared with what it came from.
+  uint64_t own_bytes = 0;     // Memory that differs from its image's.
+};
+
+// A guest's memory, disk and machine as they were at one instant, in memory:
+// what forks start from. Immutable, thread-safe.
+class CapturedGuest {
+ public:
+  virtual ~CapturedGuest() = default;
+  // Memory of the host that only this holds.
+  virtual uint64_t own_bytes() const = 0;
+  // Writes it into `directory`, which exists and is empty, so that a guest can
+  // be started from there. After an error the directory is to be removed.
+  // Blocks. Errors: RESOURCE_EXHAUSTED, the disk; as StoreOptions say.
+  virtual absl::StatusOr<StoredSizes> Store(
+      const std::filesystem::path& directory, const StoreOptions& options) = 0;
+};
+
+// What a guest is started from instead of a boot.
+struct GuestOrigin {
+  // One of the two. A directory that Guest::Suspend() or CapturedGuest::Store()
+  // filled; it is only read, and may be removed once the guest was started.
+  std::filesystem::path directory{};
+  std::shared_ptr<CapturedGuest> captured{};
+  // Another machine than the one that was saved: it gets an identity of its
+  // own, and nothing of the old one's connections.
+  bool is_copy = false;
+};
+
 // What a guest is started from.
 struct GuestConfig {
   std::shared_ptr<const ImageRecord> image;
+  std::optional<GuestOrigin> origin{};  // None: the image's disk is booted.
   std::filesystem::path directory;  // For its own files; empty, and its own.
   std::vector<Disk> disks;
   NetworkPolicy egress;
@@ -71,6 +113,24 @@ class Guest {
   virtual std::string WaitsFor() const = 0;
   // Errors: INVALID_ARGUMENT, a rule.
   virtual absl::Status SetEgress(const NetworkPolicy& policy) = 0;
+
+  // Stops the guest, writes its state into `directory` (which exists and is
+  // empty) and lets go of its memory and vCPUs; its connection waits, with all
+  // its streams, and loses nothing. After an error the guest runs on as if
+  // nothing had happened, and the directory is to be removed. Blocks.
+  // Errors: CANCELLED, DEADLINE_EXCEEDED as StoreOptions say; RESOURCE_
+  // EXHAUSTED, the disk; FAILED_PRECONDITION, the guest could not be frozen.
+  virtual absl::StatusOr<StoredSizes> Suspend(
+      const std::filesystem::path& directory, const StoreOptions& options) = 0;
+  // After Suspend(): brings it back from `directory`, which is only read and
+  // may be removed afterwards. After an error it sleeps on.
+  // Errors: DATA_LOSS, what was stored is damaged; RESOURCE_EXHAUSTED.
+  virtual absl::Status Resume(const std::filesystem::path& directory,
+                              const agent::CallLimits& limits) = 0;
+  // Copies the guest, which stands still for some milliseconds and goes on.
+  // Errors: as Suspend().
+  virtual absl::StatusOr<std::shared_ptr<CapturedGuest>> Capture(
+      const agent::CallLimits& limits) = 0;
 };
 
 // Starts guests. Thread-safe; blocks while the kernel is loaded.

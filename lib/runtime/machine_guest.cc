@@ -231,6 +231,18 @@ class MachineGuest final : public Guest {
     if (link != nullptr) link->SetPolicy(std::move(compiled));
     return absl::OkStatus();
   }
+  absl::StatusOr<StoredSizes> Suspend(const std::filesystem::path&,
+                                      const StoreOptions&) override {
+    return absl::UnimplementedError("suspend");
+  }
+  absl::Status Resume(const std::filesystem::path&,
+                      const agent::CallLimits&) override {
+    return absl::UnimplementedError("resume");
+  }
+  absl::StatusOr<std::shared_ptr<CapturedGuest>> Capture(
+      const agent::CallLimits&) override {
+    return absl::UnimplementedError("capture");
+  }
 
  private:
   const std::shared_ptr<Holder> holder_;

@@ -49,6 +49,19 @@ class ProcessGuest final : public runtime::Guest {
   absl::Status SetEgress(const NetworkPolicy& /*policy*/) override {
     return absl::OkStatus();
   }
+  absl::StatusOr<runtime::StoredSizes> Suspend(
+      const std::filesystem::path& /*directory*/,
+      const runtime::StoreOptions& /*options*/) override {
+    return absl::UnimplementedError("suspend");
+  }
+  absl::Status Resume(const std::filesystem::path& /*directory*/,
+                      const agent::CallLimits& /*limits*/) override {
+    return absl::UnimplementedError("resume");
+  }
+  absl::StatusOr<std::shared_ptr<runtime::CapturedGuest>> Capture(
+      const agent::CallLimits& /*limits*/) override {
+    return absl::UnimplementedError("capture");
+  }
 
   // As if it had ended by itself.
   void EndWith(runtime::GuestEnd end) { on_end_(std::move(end)); }
