@@ -3,7 +3,10 @@
 #include <sys/mman.h>
 #include <sys/stat.h>
 
+#include <algorithm>
+#include <cerrno>
 #include <cstring>
+#include <utility>
 
 #include "base/checked.h"
 #include "base/status.h"
@@ -54,26 +57,37 @@ absl::StatusOr<std::unique_ptr<GuestMemory>> GuestMemory::Reserve(
       new GuestMemory(std::move(regions), std::move(mapping)));
 }
 
-absl::Status GuestMemory::Advise() {
+absl::Status GuestMemory::Map(uint64_t offset, uint64_t length, int memfd) {
+  const int flags =
+      MAP_PRIVATE | MAP_NORESERVE | MAP_FIXED | (memfd < 0 ? MAP_ANONYMOUS : 0);
+  void* data = ::mmap(mapping_.data() + offset, length, PROT_READ | PROT_WRITE,
+                      flags, memfd, memfd < 0 ? 0 : static_cast<off_t>(offset));
+  if (data == MAP_FAILED) {
+    return ErrnoError(errno, "map {} bytes of guest memory at {:#x}", length,
+                      offset);
+  }
+  return absl::OkStatus();
+}
+
+absl::Status GuestMemory::Advise(uint64_t offset, uint64_t length) {
   // A fork of the host program must not copy guest page tables, and a core
   // dump must not hold guest memory.
   for (const int advice : {MADV_DONTFORK, MADV_DONTDUMP}) {
-    if (::madvise(mapping_.data(), mapping_.size(), advice) != 0) {
+    if (::madvise(mapping_.data() + offset, length, advice) != 0) {
       return ErrnoError(errno, "madvise {} over guest memory", advice);
     }
   }
-  mapped_ = true;
+  // A kernel built without huge pages says EINVAL, and needs no advice.
+  if (::madvise(mapping_.data() + offset, length, MADV_NOHUGEPAGE) != 0 &&
+      errno != EINVAL) {
+    return ErrnoError(errno, "madvise {} over guest memory", MADV_NOHUGEPAGE);
+  }
   return absl::OkStatus();
 }
 
 absl::Status GuestMemory::MapAnonymous() {
-  void* data =
-      ::mmap(mapping_.data(), mapping_.size(), PROT_READ | PROT_WRITE,
-             MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
-  if (data == MAP_FAILED) {
-    return ErrnoError(errno, "map {} bytes of guest memory", size());
-  }
-  return Advise();
+  CATNAP_ASSIGN_OR_RETURN(auto zero, MemoryImage::Zero(size()));
+  return MapImage(std::move(zero));
 }
 
 absl::Status GuestMemory::MapPrivate(int memfd) {
@@ -86,12 +100,69 @@ absl::Status GuestMemory::MapPrivate(int memfd) {
                  "guest memory file is {} bytes, must be at least {}",
                  info.st_size, size());
   }
-  void* data = ::mmap(mapping_.data(), mapping_.size(), PROT_READ | PROT_WRITE,
-                      MAP_PRIVATE | MAP_NORESERVE | MAP_FIXED, memfd, 0);
-  if (data == MAP_FAILED) {
-    return ErrnoError(errno, "map {} bytes of guest memory file", size());
+  CATNAP_RETURN_IF_ERROR(Map(0, size(), memfd));
+  CATNAP_RETURN_IF_ERROR(Advise(0, size()));
+  image_.reset();
+  mapped_ = true;
+  return absl::OkStatus();
+}
+
+absl::Status GuestMemory::MapImage(std::shared_ptr<const MemoryImage> image) {
+  if (image->size() != size()) {
+    return Error(absl::StatusCode::kInvalidArgument,
+                 "memory image is {} bytes, guest memory {}", image->size(),
+                 size());
   }
-  return Advise();
+  for (const Extent& extent : image->extents()) {
+    const MemoryFile* file = image->FileOf(extent);
+    CATNAP_RETURN_IF_ERROR(
+        Map(extent.offset, extent.length, file == nullptr ? -1 : file->fd()));
+  }
+  // Once over everything: a third of the cost of once for each extent.
+  CATNAP_RETURN_IF_ERROR(Advise(0, size()));
+  image_ = std::move(image);
+  mapped_ = true;
+  return absl::OkStatus();
+}
+
+absl::Status GuestMemory::Rebase(std::shared_ptr<const MemoryImage> image) {
+  if (image_ == nullptr) {
+    return absl::FailedPreconditionError("no memory image is mapped");
+  }
+  if (image->size() != size()) {
+    return Error(absl::StatusCode::kInvalidArgument,
+                 "memory image is {} bytes, guest memory {}", image->size(),
+                 size());
+  }
+  // From here on the guest's own pages are what differs from the new image,
+  // also if a mapping fails: own pages stay where they are, and others have
+  // the same content in both images.
+  const auto old = std::exchange(image_, std::move(image));
+  absl::Status status;
+  for (const Extent& extent : image_->extents()) {
+    status = RebaseExtent(*old, extent);
+    if (!status.ok()) break;
+  }
+  const absl::Status advised = Advise(0, size());
+  return status.ok() ? advised : status;
+}
+
+absl::Status GuestMemory::RebaseExtent(const MemoryImage& old,
+                                       const Extent& extent) {
+  const MemoryFile* file = image_->FileOf(extent);
+  const auto map = [&](uint64_t start, uint64_t end) {
+    if (start == end) return absl::OkStatus();
+    return Map(start, end - start, file == nullptr ? -1 : file->fd());
+  };
+  const uint64_t end = extent.offset + extent.length;
+  uint64_t start = extent.offset;  // Of what is to be mapped as one.
+  for (const Extent& piece : old.ExtentsFrom(extent.offset)) {
+    if (piece.offset >= end) break;
+    if (old.FileOf(piece) != file) continue;
+    CATNAP_RETURN_IF_ERROR(map(start, std::max(start, piece.offset)));
+    start = std::min(end, piece.offset + piece.length);
+  }
+  return map(start, end);
 }
 
 absl::StatusOr<std::span<uint8_t>> GuestMemory::Slice(Gpa gpa,

@@ -12,6 +12,7 @@
 #include "absl/status/statusor.h"
 #include "base/mapping.h"
 #include "memory/gpa.h"
+#include "memory/memory_image.h"
 
 namespace catnap::memory {
 
@@ -27,7 +28,9 @@ struct Region {
 //
 // First the range is only reserved, so that memory slots can be made over it
 // before it is known what the guest will hold; then one of the Map calls puts
-// memory there. Every mapping is MADV_DONTFORK and MADV_DONTDUMP.
+// memory there. Every mapping is MADV_DONTFORK and MADV_DONTDUMP, and has no
+// huge pages: the first write to a page would take 2 MiB of its guest's own,
+// where the launch of a fork takes 4 KiB for each page that it writes.
 //
 // Thread safety: the accessors may be called from any thread, and the guest
 // may write at the same time: copy out, check the copy, use the copy. The Map
@@ -41,8 +44,26 @@ class GuestMemory {
   static absl::StatusOr<std::unique_ptr<GuestMemory>> Reserve(
       std::vector<Region> regions);
 
-  // Puts zeroed private memory over the whole range.
+  // Puts zeroed private memory over the whole range, as an image of zeros.
   absl::Status MapAnonymous();
+
+  // Puts a private copy-on-write view of `image` over the whole range, with one
+  // mapping for each extent. After an error some of it may be mapped: the
+  // range is of no use any more.
+  // Errors: INVALID_ARGUMENT (another size), RESOURCE_EXHAUSTED (mappings).
+  absl::Status MapImage(std::shared_ptr<const MemoryImage> image);
+
+  // Makes `image`, which has what the range shows now, what the range shows:
+  // where the image mapped before has another place for a page, it is mapped
+  // anew, and the guest's own copy of it is given back. Own pages elsewhere
+  // stay. Ends userfaultfd registrations of what it maps anew. After an error
+  // the content is still what it was, some of it mapped anew: the kernel looks
+  // at its limits before it unmaps anything.
+  // REQUIRES: an image is mapped; nothing touches the range meanwhile (the
+  // guest is paused, its devices are quiet); the content is equal.
+  // Errors: INVALID_ARGUMENT (another size), FAILED_PRECONDITION (no image is
+  // mapped), RESOURCE_EXHAUSTED (mappings).
+  absl::Status Rebase(std::shared_ptr<const MemoryImage> image);
 
   // Puts a private copy-on-write view of [0, size()) of `memfd` over the whole
   // range; the descriptor may be closed afterwards. The file must be at least
@@ -57,6 +78,8 @@ class GuestMemory {
   // The start of the host range; what memory slots are made over.
   uint8_t* host_base() const { return mapping_.data(); }
   bool mapped() const { return mapped_; }
+  // What was mapped; null after MapPrivate and before anything is mapped.
+  const std::shared_ptr<const MemoryImage>& image() const { return image_; }
 
   // The host bytes of [gpa, gpa + length), the one place where guest addresses
   // are checked. The range must lie in one region.
@@ -90,12 +113,19 @@ class GuestMemory {
   GuestMemory(std::vector<Region> regions, base::Mapping mapping)
       : regions_(std::move(regions)), mapping_(std::move(mapping)) {}
   absl::StatusOr<uint8_t*> Scalar(Gpa gpa, uint64_t size) const;
-  // Applies what every guest mapping needs, after each MAP_FIXED.
-  absl::Status Advise();
+  // Maps [offset, offset + length) of `memfd` there; of zeros if it is -1.
+  absl::Status Map(uint64_t offset, uint64_t length, int memfd);
+  // Applies what every guest mapping needs, after each Map().
+  absl::Status Advise(uint64_t offset, uint64_t length);
+  // Maps what `extent` of the image takes from another place than `old`.
+  absl::Status RebaseExtent(const MemoryImage& old, const Extent& extent);
 
   const std::vector<Region> regions_;
   const base::Mapping mapping_;
   bool mapped_ = false;
+  // Not needed by the mappings, which keep their files; but what has no
+  // extent in it is the guest's own.
+  std::shared_ptr<const MemoryImage> image_;
 };
 
 }  // namespace catnap::memory
