@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "base/status.h"
+
 // Names and behaviour: National Semiconductor PC16550D data sheet, section 8.
 namespace catnap::device {
 namespace {
@@ -57,6 +59,23 @@ constexpr uint8_t kMsrDsr = 1u << 5;
 constexpr uint8_t kMsrRing = 1u << 6;
 constexpr uint8_t kMsrCarrier = 1u << 7;
 
+// Field ids of a saved port; FORMAT: state/FORMAT.md.
+constexpr uint32_t kIerField = 1;
+constexpr uint32_t kFcrField = 2;
+constexpr uint32_t kLcrField = 3;
+constexpr uint32_t kMcrField = 4;
+constexpr uint32_t kMsrField = 5;
+constexpr uint32_t kScrField = 6;
+constexpr uint32_t kDivisorField = 7;
+constexpr uint32_t kThrePendingField = 8;
+constexpr uint32_t kOverrunField = 9;
+constexpr uint32_t kReceivedField = 10;
+static_assert(kIerField == 1 && kFcrField == 2 && kLcrField == 3 &&
+                  kMcrField == 4 && kMsrField == 5 && kScrField == 6 &&
+                  kDivisorField == 7 && kThrePendingField == 8 &&
+                  kOverrunField == 9 && kReceivedField == 10,
+              "field ids are on disk: read lib/state/FORMAT.md first");
+
 }  // namespace
 
 void Serial::Read(uint64_t offset, std::span<uint8_t> data) {
@@ -91,6 +110,103 @@ size_t Serial::Receive(std::span<const uint8_t> bytes) {
   for (const uint8_t byte : bytes.first(taken)) PushLocked(byte);
   UpdateIrqLocked();
   return taken;
+}
+
+void Serial::SaveState(state::StateEncoder& out) {
+  const base::MutexLock lock(&mutex_);
+  out.Unsigned(kIerField, ier_);
+  out.Unsigned(kFcrField, fcr_);
+  out.Unsigned(kLcrField, lcr_);
+  out.Unsigned(kMcrField, mcr_);
+  out.Unsigned(kMsrField, msr_);
+  out.Unsigned(kScrField, scr_);
+  out.Unsigned(kDivisorField, uint32_t{dlm_} << 8 | dll_);
+  out.Bool(kThrePendingField, thre_pending_);
+  out.Bool(kOverrunField, overrun_);
+  std::array<uint8_t, kFifoBytes> waiting{};
+  for (size_t i = 0; i < received_count_; ++i) {
+    waiting[i] = received_[(received_head_ + i) % kFifoBytes];
+  }
+  out.Bytes(kReceivedField, std::span(waiting).first(received_count_));
+}
+
+absl::Status Serial::LoadState(state::StateDecoder in) {
+  const base::MutexLock lock(&mutex_);
+  uint8_t ier = ier_;
+  uint8_t fcr = fcr_;
+  uint8_t lcr = lcr_;
+  uint8_t mcr = mcr_;
+  uint8_t msr = msr_;
+  uint8_t scr = scr_;
+  uint16_t divisor = 0;
+  bool thre_pending = false;
+  bool overrun = false;
+  std::span<const uint8_t> received;
+  while (in.Next()) {
+    switch (in.id()) {
+      case kIerField:
+        ier = in.U8() & kIerMask;
+        break;
+      case kFcrField:
+        fcr = in.U8();
+        break;
+      case kLcrField:
+        lcr = in.U8();
+        break;
+      case kMcrField:
+        mcr = in.U8() & kMcrMask;
+        break;
+      case kMsrField:
+        msr = in.U8();
+        break;
+      case kScrField:
+        scr = in.U8();
+        break;
+      case kDivisorField:
+        divisor = in.U16();
+        break;
+      case kThrePendingField:
+        thre_pending = in.Bool();
+        break;
+      case kOverrunField:
+        overrun = in.Bool();
+        break;
+      case kReceivedField:
+        received = in.Bytes(kFifoBytes);
+        break;
+      default:
+        break;
+    }
+  }
+  CATNAP_RETURN_IF_ERROR(in.status());
+  const size_t capacity = (fcr & kFcrEnable) != 0 ? kFifoBytes : 1;
+  if (received.size() > capacity) {
+    return Error(absl::StatusCode::kDataLoss,
+                 "the saved serial port holds {} bytes in a buffer of {}",
+                 received.size(), capacity);
+  }
+  ier_ = ier;
+  fcr_ = (fcr & kFcrEnable) != 0 ? fcr : 0;
+  lcr_ = lcr;
+  mcr_ = mcr;
+  msr_ = msr;
+  scr_ = scr;
+  dll_ = static_cast<uint8_t>(divisor);
+  dlm_ = static_cast<uint8_t>(divisor >> 8);
+  thre_pending_ = thre_pending;
+  overrun_ = overrun;
+  received_head_ = 0;
+  received_count_ = received.size();
+  std::copy(received.begin(), received.end(), received_.begin());
+  irq_asserted_ = InterruptIdLocked() != kIirNone;
+  return absl::OkStatus();
+}
+
+void Serial::RaiseAgain() {
+  const base::MutexLock lock(&mutex_);
+  if (!irq_asserted_) return;
+  irq_->Set(false);
+  irq_->Set(true);
 }
 
 uint8_t Serial::ReadRegisterLocked(uint64_t offset) {

@@ -9,6 +9,8 @@
 #include "base/mutex.h"
 #include "device/device.h"
 #include "device/output_sink.h"
+#include "state/decoder.h"
+#include "state/encoder.h"
 
 namespace catnap::device {
 
@@ -38,6 +40,14 @@ class Serial final : public IoHandler {
   // with the FIFO on, 1 without, none in loopback mode). Returns how many
   // that were; offer the rest again later. Does not block.
   size_t Receive(std::span<const uint8_t> bytes);
+
+  // The registers and what was received and not yet read.
+  void SaveState(state::StateEncoder& out);
+  // Before the guest runs. The line stays low: see RaiseAgain().
+  // Errors: DATA_LOSS; the registers are as they were.
+  absl::Status LoadState(state::StateDecoder in);
+  // Makes a new edge of an interrupt that is pending.
+  void RaiseAgain();
 
  private:
   uint8_t ReadRegisterLocked(uint64_t offset)

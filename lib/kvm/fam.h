@@ -29,6 +29,8 @@ inline constexpr size_t kSignalHeaderBytes = 4;   // len
 
 inline constexpr IoctlNumber kGetSupportedCpuid =
     _IOC(_IOC_READ | _IOC_WRITE, KVMIO, 0x05, kCpuidHeaderBytes);
+inline constexpr IoctlNumber kGetCpuid2 =
+    _IOC(_IOC_READ | _IOC_WRITE, KVMIO, 0x91, kCpuidHeaderBytes);
 inline constexpr IoctlNumber kSetCpuid2 =
     _IOC(_IOC_WRITE, KVMIO, 0x90, kCpuidHeaderBytes);
 inline constexpr IoctlNumber kGetMsrs =
@@ -41,9 +43,20 @@ inline constexpr IoctlNumber kSetGsiRouting =
     _IOC(_IOC_WRITE, KVMIO, 0x6a, kRoutingHeaderBytes);
 inline constexpr IoctlNumber kSetSignalMask =
     _IOC(_IOC_WRITE, KVMIO, 0x8b, kSignalHeaderBytes);
+// struct kvm_xsave ends in a flexible array too; what the kernel copies may be
+// more than the number says.
+inline constexpr size_t kMinXsaveBytes = 4096;
+inline constexpr IoctlNumber kGetXsave =
+    _IOC(_IOC_READ, KVMIO, 0xa4, kMinXsaveBytes);
+inline constexpr IoctlNumber kSetXsave =
+    _IOC(_IOC_WRITE, KVMIO, 0xa5, kMinXsaveBytes);
+inline constexpr IoctlNumber kGetXsave2 =
+    _IOC(_IOC_READ, KVMIO, 0xcf, kMinXsaveBytes);
 
 // The kernel's ABI as of Linux 2.6.36 and later; it cannot change.
-static_assert(kGetSupportedCpuid == 0xc008ae05 && kSetCpuid2 == 0x4008ae90 &&
+static_assert(kGetSupportedCpuid == 0xc008ae05 && kGetCpuid2 == 0xc008ae91 &&
+                  kSetCpuid2 == 0x4008ae90 && kGetXsave == 0x9000aea4 &&
+                  kSetXsave == 0x5000aea5 && kGetXsave2 == 0x9000aecf &&
                   kGetMsrs == 0xc008ae88 && kSetMsrs == 0x4008ae89 &&
                   kGetMsrIndexList == 0xc004ae02 &&
                   kSetGsiRouting == 0x4008ae6a && kSetSignalMask == 0x4004ae8b,

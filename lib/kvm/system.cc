@@ -15,6 +15,11 @@ namespace {
 // More than any CPU reports; the kernel's own limit is 256.
 constexpr size_t kMaxCpuidEntries = 256;
 
+// The kernel has about 500, with those of Hyper-V and the PMU.
+constexpr size_t kMaxMsrs = 4096;
+// With AMX, which no guest gets, it is 11 KiB.
+constexpr size_t kMaxXsaveBytes = 64 << 10;
+
 struct Requirement {
   uint32_t capability;
   const char* name;
@@ -29,6 +34,10 @@ constexpr Requirement kRequired[] = {
     {KVM_CAP_READONLY_MEM, "KVM_CAP_READONLY_MEM"},
     {KVM_CAP_IMMEDIATE_EXIT, "KVM_CAP_IMMEDIATE_EXIT"},
     {KVM_CAP_MP_STATE, "KVM_CAP_MP_STATE"},
+    {KVM_CAP_VCPU_EVENTS, "KVM_CAP_VCPU_EVENTS"},
+    {KVM_CAP_DEBUGREGS, "KVM_CAP_DEBUGREGS"},
+    {KVM_CAP_ADJUST_CLOCK, "KVM_CAP_ADJUST_CLOCK"},
+    {KVM_CAP_GET_TSC_KHZ, "KVM_CAP_GET_TSC_KHZ"},
 };
 
 absl::Status OpenError(int error, const std::string& path) {
@@ -107,6 +116,24 @@ absl::StatusOr<std::shared_ptr<const System>> System::Open(
     return ErrnoError(errno, "KVM_GET_SUPPORTED_CPUID");
   }
   system->supported_cpuid_ = cpuid.Entries();
+  MsrListBuffer msrs(kMaxMsrs);
+  if (::ioctl(system->fd_.get(), kGetMsrIndexList, msrs.data()) != 0) {
+    return ErrnoError(errno, "KVM_GET_MSR_INDEX_LIST");
+  }
+  system->msr_indices_ = msrs.Entries();
+  system->has_tsc_scaling_ = system->CheckExtension(KVM_CAP_TSC_CONTROL) != 0;
+  if (system->CheckExtension(KVM_CAP_XSAVE) != 0 &&
+      system->CheckExtension(KVM_CAP_XCRS) != 0) {
+    // Before Linux 5.17 no vCPU had more than this.
+    const auto size =
+        static_cast<size_t>(system->CheckExtension(KVM_CAP_XSAVE2));
+    system->xsave_bytes_ = std::max(size, kMinXsaveBytes);
+    if (size > kMaxXsaveBytes) {
+      return MissingCapability(
+          fmt::format("an XSAVE area of at most {} bytes (it has {})",
+                      kMaxXsaveBytes, size));
+    }
+  }
   return std::shared_ptr<const System>(std::move(system));
 }
 

@@ -3,6 +3,7 @@
 
 #include <linux/kvm.h>
 
+#include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <string>
@@ -38,6 +39,13 @@ class System {
   // Registers can be handed over in the run page, without ioctls of their own.
   bool has_sync_regs() const { return has_sync_regs_; }
 
+  bool has_tsc_scaling() const { return has_tsc_scaling_; }
+  // Of a vCPU's XSAVE area; 0 on a CPU without XSAVE.
+  size_t xsave_bytes() const { return xsave_bytes_; }
+  // The MSRs that KVM takes for a guest's state, as KVM lists them. Some may
+  // not exist for a guest.
+  const std::vector<uint32_t>& msr_indices() const { return msr_indices_; }
+
   absl::StatusOr<base::UniqueFd> CreateVm() const;
 
  private:
@@ -48,6 +56,9 @@ class System {
   std::vector<kvm_cpuid_entry2> supported_cpuid_;
   bool has_tsc_deadline_ = false;
   bool has_sync_regs_ = false;
+  bool has_tsc_scaling_ = false;
+  size_t xsave_bytes_ = 0;
+  std::vector<uint32_t> msr_indices_;
 };
 
 }  // namespace catnap::kvm

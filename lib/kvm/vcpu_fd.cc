@@ -16,7 +16,7 @@ absl::StatusOr<VcpuFd> VcpuFd::Adopt(base::UniqueFd fd, const System& system) {
   CATNAP_ASSIGN_OR_RETURN(
       base::Mapping run,
       base::Mapping::Shared(fd.get(), system.vcpu_mmap_bytes()));
-  return VcpuFd(std::move(fd), std::move(run), system.has_sync_regs());
+  return VcpuFd(std::move(fd), std::move(run), system);
 }
 
 VcpuExit VcpuFd::Run(bool immediate) {

@@ -100,6 +100,41 @@ absl::Status VmFd::SetIrqLine(uint32_t gsi, bool asserted) const {
   return absl::OkStatus();
 }
 
+absl::StatusOr<kvm_irqchip> VmFd::GetIrqchip(uint32_t chip) const {
+  kvm_irqchip state{};
+  state.chip_id = chip;
+  if (::ioctl(fd_.get(), KVM_GET_IRQCHIP, &state) != 0) {
+    return ErrnoError(errno, "KVM_GET_IRQCHIP {}", chip);
+  }
+  return state;
+}
+
+absl::Status VmFd::SetIrqchip(const kvm_irqchip& chip) {
+  kvm_irqchip state = chip;  // The kernel's number for it says "write".
+  if (::ioctl(fd_.get(), KVM_SET_IRQCHIP, &state) != 0) {
+    return ErrnoError(errno, "KVM_SET_IRQCHIP {}", chip.chip_id);
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<uint64_t> VmFd::GetClock() const {
+  kvm_clock_data clock{};
+  if (::ioctl(fd_.get(), KVM_GET_CLOCK, &clock) != 0) {
+    return ErrnoError(errno, "KVM_GET_CLOCK");
+  }
+  return uint64_t{clock.clock};
+}
+
+absl::Status VmFd::SetClock(uint64_t nanoseconds) {
+  // Without KVM_CLOCK_REALTIME, which would add the time since the save.
+  kvm_clock_data clock{};
+  clock.clock = nanoseconds;
+  if (::ioctl(fd_.get(), KVM_SET_CLOCK, &clock) != 0) {
+    return ErrnoError(errno, "KVM_SET_CLOCK to {} ns", nanoseconds);
+  }
+  return absl::OkStatus();
+}
+
 absl::StatusOr<VcpuFd> VmFd::CreateVcpu(uint32_t index) {
   base::UniqueFd fd(
       ::ioctl(fd_.get(), KVM_CREATE_VCPU, static_cast<uintptr_t>(index)));

@@ -47,6 +47,13 @@ class VmFd {
   absl::Status AddIrqFd(int event_fd, uint32_t gsi);
   absl::Status SetIrqLine(uint32_t gsi, bool asserted) const;
 
+  // `chip` is KVM_IRQCHIP_....
+  absl::StatusOr<kvm_irqchip> GetIrqchip(uint32_t chip) const;
+  absl::Status SetIrqchip(const kvm_irqchip& chip);
+  // The guest's kvm-clock, in nanoseconds. It runs on from what is set.
+  absl::StatusOr<uint64_t> GetClock() const;
+  absl::Status SetClock(uint64_t nanoseconds);
+
   absl::StatusOr<VcpuFd> CreateVcpu(uint32_t index);
 
  private:

@@ -91,6 +91,12 @@ std::string SectionName(SectionId id, uint32_t instance) {
       return fmt::format("serial {}", instance);
     case SectionId::kVmGenId:
       return "vmgenid";
+    case SectionId::kHostCpu:
+      return "host cpu";
+    case SectionId::kDevice:
+      return fmt::format("device {}", instance);
+    case SectionId::kEventDevice:
+      return "event device";
   }
   return fmt::format("section {} instance {}", static_cast<uint32_t>(id),
                      instance);

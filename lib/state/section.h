@@ -20,6 +20,9 @@ enum class SectionId : uint32_t {
   kVcpu = 4,  // One for each; the instance is the index.
   kSerial = 5,
   kVmGenId = 6,
+  kHostCpu = 7,      // What the guest relies on of the host's CPU.
+  kDevice = 8,       // A virtio device; the instance is its page.
+  kEventDevice = 9,  // ACPI events that the guest was not told of yet.
 };
 
 // One section of a file of saved state: where it is, and what its bytes are.
@@ -46,7 +49,10 @@ static_assert(static_cast<uint32_t>(SectionId::kMachine) == 1 &&
                   static_cast<uint32_t>(SectionId::kClock) == 3 &&
                   static_cast<uint32_t>(SectionId::kVcpu) == 4 &&
                   static_cast<uint32_t>(SectionId::kSerial) == 5 &&
-                  static_cast<uint32_t>(SectionId::kVmGenId) == 6,
+                  static_cast<uint32_t>(SectionId::kVmGenId) == 6 &&
+                  static_cast<uint32_t>(SectionId::kHostCpu) == 7 &&
+                  static_cast<uint32_t>(SectionId::kDevice) == 8 &&
+                  static_cast<uint32_t>(SectionId::kEventDevice) == 9,
               "section ids are on disk: read lib/state/FORMAT.md first");
 static_assert(kSectionHeaderBytes == 32 && kSectionFlagCritical == 1,
               "section headers are on disk: read lib/state/FORMAT.md first");

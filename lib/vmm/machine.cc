@@ -181,8 +181,9 @@ absl::Status Machine::CreateVcpus() {
   for (int index = 0; index < config_.vcpus; ++index) {
     CATNAP_ASSIGN_OR_RETURN(kvm::VcpuFd vcpu,
                             vm_.CreateVcpu(static_cast<uint32_t>(index)));
-    CATNAP_RETURN_IF_ERROR(vcpu.SetCpuid(
-        arch::BuildCpuid(system_->supported_cpuid(), cpuid, index)));
+    cpuids_.push_back(
+        arch::BuildCpuid(system_->supported_cpuid(), cpuid, index));
+    CATNAP_RETURN_IF_ERROR(vcpu.SetCpuid(cpuids_.back()));
     CATNAP_RETURN_IF_ERROR(arch::PrepareVcpu(vcpu));
     CATNAP_ASSIGN_OR_RETURN(auto thread,
                             VcpuThread::Start(std::move(vcpu), index, wiring));
@@ -215,30 +216,44 @@ absl::Status Machine::Launch(LaunchConfig config) {
     return absl::FailedPreconditionError(
         "a guest was launched in this machine before; a shell serves one");
   }
-  if (config.linux_kernel.has_value() == config.state.has_value()) {
+  const int starts = (config.linux_kernel.has_value() ? 1 : 0) +
+                     (config.state.has_value() ? 1 : 0) +
+                     (config.saved != nullptr ? 1 : 0);
+  if (starts != 1) {
     return absl::InvalidArgumentError(
-        "set exactly one of linux_kernel and state");
+        "set exactly one of linux_kernel, state and saved");
   }
   if (config.linux_kernel.has_value() && config.template_memfd >= 0) {
     return absl::InvalidArgumentError(
         "linux_kernel needs zeroed memory: leave template_memfd at -1");
   }
+  if (config.saved != nullptr && config.template_memfd < 0) {
+    return absl::InvalidArgumentError(
+        "saved needs the memory that was saved with it: set template_memfd");
+  }
+  const auto* const saved = std::exchange(config.saved, nullptr);
   launch_ = std::move(config);
+  // Whatever the guest's memory is to hold is mapped here, into the range that
+  // the shell's slots name already.
   if (launch_.template_memfd >= 0) {
     CATNAP_RETURN_IF_ERROR(memory_->MapPrivate(launch_.template_memfd));
   } else {
     CATNAP_RETURN_IF_ERROR(memory_->MapAnonymous());
   }
   console_.SetLineCallback(std::move(launch_.on_console_line));
-  arch::InitialState initial;
-  if (launch_.linux_kernel.has_value()) {
-    CATNAP_ASSIGN_OR_RETURN(initial, LoadKernel(*launch_.linux_kernel));
-    CATNAP_RETURN_IF_ERROR(ChangeGenerationId());
+  if (saved != nullptr) {
+    CATNAP_RETURN_IF_ERROR(LoadSaved(*saved));
   } else {
-    initial = *launch_.state;
+    arch::InitialState initial;
+    if (launch_.linux_kernel.has_value()) {
+      CATNAP_ASSIGN_OR_RETURN(initial, LoadKernel(*launch_.linux_kernel));
+      CATNAP_RETURN_IF_ERROR(ChangeGenerationId());
+    } else {
+      initial = *launch_.state;
+    }
+    CATNAP_RETURN_IF_ERROR(
+        HostFailure(arch::SetInitialState(vcpus_[0]->vcpu(), initial)));
   }
-  CATNAP_RETURN_IF_ERROR(
-      HostFailure(arch::SetInitialState(vcpus_[0]->vcpu(), initial)));
   const base::MutexLock lock(&mutex_);
   state_ = MachineState::kPaused;
   return absl::OkStatus();
@@ -246,6 +261,7 @@ absl::Status Machine::Launch(LaunchConfig config) {
 
 absl::Status Machine::Start() {
   const base::MutexLock control(&control_mutex_);
+  bool stood_still = loaded_.load();
   {
     const base::MutexLock lock(&mutex_);
     switch (state_) {
@@ -262,10 +278,16 @@ absl::Status Machine::Start() {
         break;
     }
     state_ = MachineState::kRunning;
-    if (!started_at_.has_value()) {
+    if (started_at_.has_value()) {
+      stood_still = true;
+    } else {
       started_at_ = std::chrono::steady_clock::now();
     }
   }
+  if (stood_still) {
+    for (const auto& vcpu : vcpus_) vcpu->vcpu().ClockPaused();
+  }
+  WakeDevices();
   for (const auto& vcpu : vcpus_) vcpu->Resume();
   // A vCPU may have ended the machine while others were still being resumed.
   if (state() == MachineState::kEnded) ParkAll();
@@ -389,7 +411,7 @@ absl::Status Machine::AttachVirtio(int page,
                                    log);
   CATNAP_RETURN_IF_ERROR(AttachDevice(page, &slot->transport()));
   const base::MutexLock control(&control_mutex_);
-  virtio_slots_.push_back(std::move(slot));
+  virtio_slots_[page] = std::move(slot);
   return absl::OkStatus();
 }
 
@@ -397,7 +419,10 @@ absl::Status Machine::ChangeGenerationId() {
   std::array<uint8_t, 16> id{};
   CATNAP_RETURN_IF_ERROR(base::FillRandom(id));
   CATNAP_RETURN_IF_ERROR(memory_->Write(memory::Gpa{arch::kVmGenId}, id));
-  if (started_at().has_value()) events_.Raise(arch::kEventVmGenId);
+  // A guest that has not run yet reads it in any case.
+  if (loaded_.load() || started_at().has_value()) {
+    events_.Raise(arch::kEventVmGenId);
+  }
   return absl::OkStatus();
 }
 

@@ -1,18 +1,23 @@
 #ifndef CATNAP_LIB_VMM_MACHINE_H_
 #define CATNAP_LIB_VMM_MACHINE_H_
 
+#include <atomic>
 #include <chrono>
 #include <functional>
+#include <map>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "arch/x86_64/cpu_identity.h"
 #include "arch/x86_64/cpuid.h"
 #include "arch/x86_64/initial_state.h"
+#include "arch/x86_64/saved_vcpu.h"
 #include "base/log.h"
 #include "base/mutex.h"
 #include "base/unique_fd.h"
@@ -23,9 +28,11 @@
 #include "kvm/system.h"
 #include "kvm/vm_fd.h"
 #include "memory/guest_memory.h"
+#include "state/saved_section.h"
 #include "virtio/virtio_device.h"
 #include "vmm/console.h"
 #include "vmm/machine_exit.h"
+#include "vmm/persist.h"
 #include "vmm/platform.h"
 #include "vmm/vcpu_thread.h"
 #include "vmm/virtio_slot.h"
@@ -62,10 +69,13 @@ struct LaunchConfig {
   // Guest memory: a sealed memfd of at least memory_bytes, mapped
   // copy-on-write; -1: zeroed memory. Borrowed for the call.
   int template_memfd = -1;
-  // One of the two says where the first vCPU starts: a kernel to load (with
-  // zeroed memory only), or the state that fits the template's content.
+  // One of the three says where the guest starts: a kernel to load (with
+  // zeroed memory only), the first vCPU's state that fits the template's
+  // content, or what Machine::Save() returned when the template was copied.
+  // `saved` is borrowed for the call.
   std::optional<LinuxKernel> linux_kernel{};
   std::optional<arch::InitialState> state{};
+  const std::vector<state::SavedSection>* saved = nullptr;
   // Guest console lines; see Console. Called on vCPU threads, and a last time
   // in Stop() or the destructor when the guest left a line unfinished.
   Console::LineCallback on_console_line{};
@@ -103,10 +113,16 @@ class Machine final : private VcpuThread::EndSink {
   Machine& operator=(const Machine&) = delete;
 
   // Puts a guest into the shell; it stands paused before its first
-  // instruction. After an error the shell is of no more use.
+  // instruction, or where it stood when it was saved. For a saved one every
+  // device must be attached before, as it was; the devices do nothing until
+  // Start(), so that their users can take up what they had (Vsock::Adopt()).
+  // After an error the shell is of no more use.
   // Errors: INVALID_ARGUMENT for a kernel, an initramfs or a command line that
   // cannot be used (names value and limit); FAILED_PRECONDITION when it is not
-  // a shell; RESOURCE_EXHAUSTED.
+  // a shell; RESOURCE_EXHAUSTED. For a saved guest also: FAILED_PRECONDITION
+  // with kCpuMismatch when this host's CPU is another, without when the shell
+  // or its devices are other ones; DATA_LOSS; UNIMPLEMENTED when a newer
+  // version of the library saved it.
   absl::Status Launch(LaunchConfig config);
 
   // Lets the guest run. Nothing happens when it runs.
@@ -116,6 +132,12 @@ class Machine final : private VcpuThread::EndSink {
   // happens when it is paused or has ended.
   // Errors: FAILED_PRECONDITION for a shell.
   absl::Status Pause();
+  // The state of all but memory, which has to be copied before Start(). Waits
+  // until nothing of the devices is in flight; they do nothing more until
+  // Start(), after which the machine goes on as if nothing had happened. Also
+  // after an error. Start, Pause and Stop wait meanwhile.
+  // Errors: FAILED_PRECONDITION when it is not paused.
+  absl::StatusOr<std::vector<state::SavedSection>> Save();
   // Ends the machine for good and returns when every vCPU stands still.
   // Idempotent; the first reason stays.
   void Stop();
@@ -178,6 +200,20 @@ class Machine final : private VcpuThread::EndSink {
   absl::StatusOr<arch::InitialState> LoadKernel(const LinuxKernel& kernel);
   void OnEnd(MachineExit exit) override;
   void ParkAll();
+  // In persist.cc.
+  SavedMachine ShapeLocked() const
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(control_mutex_);
+  absl::Status CheckShape(const SavedMachine& saved) const
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(control_mutex_);
+  std::vector<kvm::VcpuFd*> VcpuFds();
+  absl::Status LoadSaved(std::span<const state::SavedSection> sections)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(control_mutex_);
+  absl::Status LoadVcpus(std::span<const state::SavedSection> sections,
+                         const arch::CpuIdentity& identity,
+                         const arch::SavedClock& clock)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(control_mutex_);
+  absl::Status LoadIrqchip(state::StateDecoder in);
+  void WakeDevices() ABSL_EXCLUSIVE_LOCKS_REQUIRED(control_mutex_);
 
   const std::shared_ptr<const kvm::System> system_;
   const ShellConfig config_;
@@ -185,7 +221,11 @@ class Machine final : private VcpuThread::EndSink {
 
   // Serialises Launch, Start, Pause and Stop, also while they wait for vCPUs
   // to park, which takes as long as one handler.
-  base::Mutex control_mutex_;
+  mutable base::Mutex control_mutex_;
+  // The devices do nothing: the machine was saved, or loaded, and not started
+  // since.
+  bool quiet_ ABSL_GUARDED_BY(control_mutex_) = false;
+  std::atomic<bool> loaded_{false};  // The guest ran before, elsewhere.
   mutable base::Mutex mutex_;
   mutable base::CondVar ended_;
   MachineState state_ ABSL_GUARDED_BY(mutex_) = MachineState::kShell;
@@ -209,7 +249,8 @@ class Machine final : private VcpuThread::EndSink {
   std::vector<KvmIrqLine> device_irqs_;
   device::Bus ports_;
   device::Bus mmio_;
-  std::vector<std::unique_ptr<VirtioSlot>> virtio_slots_;
+  std::map<int, std::unique_ptr<VirtioSlot>> virtio_slots_;  // By page.
+  std::vector<std::vector<kvm_cpuid_entry2>> cpuids_;  // What each vCPU shows.
   // Last: destroyed first, so that no vCPU runs while the rest goes.
   std::vector<std::unique_ptr<VcpuThread>> vcpus_;
 };

@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "arch/x86_64/layout.h"
+#include "base/status.h"
 
 namespace catnap::vmm {
 namespace {
@@ -12,6 +13,10 @@ constexpr uint64_t kSleepControl = 0;
 constexpr uint64_t kReset = arch::kResetPort - arch::kSleepControlPort;
 constexpr uint8_t kPowerOffValue =
     arch::kSleepEnable | (arch::kSleepTypeS5 << 2);
+// Field id of the saved event register; FORMAT: state/FORMAT.md.
+constexpr uint32_t kPendingField = 1;
+static_assert(kPendingField == 1,
+              "field ids are on disk: read lib/state/FORMAT.md first");
 
 }  // namespace
 
@@ -37,6 +42,24 @@ void EventRegister::Raise(uint32_t events) {
   pending_.fetch_or(events);
   irq_->Set(true);
   irq_->Set(false);
+}
+
+void EventRegister::RaiseAgain() {
+  if (pending_.load() != 0) Raise(0);
+}
+
+void EventRegister::SaveState(state::StateEncoder& out) const {
+  out.Unsigned(kPendingField, pending_.load());
+}
+
+absl::Status EventRegister::LoadState(state::StateDecoder in) {
+  uint32_t pending = 0;
+  while (in.Next()) {
+    if (in.id() == kPendingField) pending = in.U32();
+  }
+  CATNAP_RETURN_IF_ERROR(in.status());
+  pending_.store(pending);
+  return absl::OkStatus();
 }
 
 void EventRegister::Read(uint64_t offset, std::span<uint8_t> data) {

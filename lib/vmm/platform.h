@@ -5,8 +5,11 @@
 #include <cstdint>
 #include <span>
 
+#include "absl/status/status.h"
 #include "device/device.h"
 #include "kvm/vm_fd.h"
+#include "state/decoder.h"
+#include "state/encoder.h"
 #include "vmm/vcpu_thread.h"
 
 namespace catnap::vmm {
@@ -49,6 +52,11 @@ class EventRegister final : public device::IoHandler {
   explicit EventRegister(device::IrqLine* irq) : irq_(irq) {}
   // Adds `events` (arch::kEvent...) and interrupts the guest. Thread-safe.
   void Raise(uint32_t events);
+  // Interrupts the guest again if events are pending.
+  void RaiseAgain();
+  void SaveState(state::StateEncoder& out) const;
+  // Before the guest runs, without an interrupt. Errors: DATA_LOSS.
+  absl::Status LoadState(state::StateDecoder in);
   void Read(uint64_t offset, std::span<uint8_t> data) override;
   void Write(uint64_t offset, std::span<const uint8_t> data) override;
 

@@ -646,6 +646,7 @@ int main(int argc, char** argv) {
       {"guest_memory_fuzz", catnap::fuzz::GuestMemorySeeds()},
       {"kernel_loader_fuzz", catnap::fuzz::KernelLoaderSeeds()},
       {"log_text_fuzz", catnap::fuzz::LogTextSeeds()},
+      {"machine_state_fuzz", catnap::fuzz::MachineStateSeeds()},
       {"rootfs_fuzz", catnap::fuzz::RootfsSeeds()},
       {"serial_bus_fuzz", catnap::fuzz::SerialBusSeeds()},
       {"image_record_fuzz", catnap::fuzz::ImageRecordSeeds()},

@@ -25,6 +25,9 @@ void Put(Bytes* to, T value) {
   base::StoreLe(&(*to)[to->size() - sizeof(T)], value);
 }
 
+// machine_seeds.cc
+std::vector<Seed> MachineStateSeeds();
+
 // runtime_seeds.cc
 std::vector<Seed> ImageRecordSeeds();
 

@@ -109,7 +109,9 @@ class Vsock final : public VirtioDevice {
   void ResetTransport();
 
   // After LoadState(): the streams that were there, which have no handler. Give
-  // each one by Adopt() before Resume(); the others are reset then.
+  // each one by Adopt() before Resume(); the others are reset then. The handler
+  // goes on where the one before was, hears OnWritable() soon, and owes
+  // Consumed() for what was given and not consumed when the device was saved.
   std::vector<VsockStreamId> LoadedStreams() const;
   absl::Status Adopt(VsockStreamId id, std::shared_ptr<VsockHandler> handler);
 

@@ -1,4 +1,6 @@
+#include <algorithm>
 #include <utility>
+#include <vector>
 
 #include "base/status.h"
 #include "virtio/vsock/vsock.h"
@@ -49,7 +51,16 @@ void Vsock::SaveOwnLocked(state::StateEncoder& out) const {
                     static_cast<int>(State::kConnected) == 2 &&
                     static_cast<int>(State::kClosing) == 3,
                 "states are on disk: read lib/state/FORMAT.md first");
-  for (const auto& [key, stream] : streams_) {
+  // Equal states are equal bytes, so not in the table's order.
+  std::vector<Key> keys;
+  keys.reserve(streams_.size());
+  for (const auto& [key, stream] : streams_) keys.push_back(key);
+  std::sort(keys.begin(), keys.end(), [](const Key& a, const Key& b) {
+    return std::pair(a.host_port, a.guest_port) <
+           std::pair(b.host_port, b.guest_port);
+  });
+  for (const Key& key : keys) {
+    const Stream& stream = streams_.find(key)->second;
     const auto nested = out.Message(kStreamField);
     out.Unsigned(kHostPortField, key.host_port);
     out.Unsigned(kGuestPortField, key.guest_port);

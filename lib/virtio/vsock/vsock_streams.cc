@@ -345,6 +345,8 @@ absl::Status Vsock::Adopt(VsockStreamId id,
   Stream* const stream = FindLocked(id);
   if (stream == nullptr || stream->slot->handler != nullptr) return GoneError();
   stream->slot->handler = std::move(handler);
+  // What the one before wanted to send after the save, nobody knows here.
+  stream->wants_writable = true;
   return absl::OkStatus();
 }
 

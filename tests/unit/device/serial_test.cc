@@ -405,5 +405,70 @@ TEST_CASE("A sink may send to the guest from within its Write") {
   CHECK(seen == 'e');
 }
 
+std::vector<uint8_t> Saved(Uart& uart) {
+  std::vector<uint8_t> bytes;
+  state::StateEncoder out(&bytes);
+  uart.serial.SaveState(out);
+  REQUIRE(out.status().ok());
+  return bytes;
+}
+
+TEST_CASE("A saved port goes on with its registers and what was received") {
+  Uart uart;
+  uart.Out(kLcr, kDlab);
+  uart.Out(kDll, 0x34);
+  uart.Out(kDlm, 0x12);
+  uart.Out(kLcr, 0x03);
+  uart.Out(kFcr, 0x01);
+  uart.Out(kScr, 0x5a);
+  // Around the end of the buffer.
+  REQUIRE(uart.Receive("0123456789ab") == 12);
+  for (int i = 0; i < 10; ++i) uart.In(kRx);
+  REQUIRE(uart.Receive("cdefghi") == 7);
+  uart.Out(kIer, kRdi);
+  const auto bytes = Saved(uart);
+
+  Uart again;
+  REQUIRE(again.serial.LoadState(state::StateDecoder(bytes)).ok());
+  CHECK(again.irq.edges == 0);  // Not before the guest runs.
+  CHECK(Saved(again) == bytes);
+  again.serial.RaiseAgain();
+  CHECK(again.irq.edges == 1);
+  CHECK(again.irq.level);
+  std::string seen;
+  while ((again.In(kLsr) & kDataReady) != 0) {
+    seen.push_back(static_cast<char>(again.In(kRx)));
+  }
+  CHECK(seen == "abcdefghi");
+  CHECK_FALSE(again.irq.level);
+  CHECK(again.In(kScr) == 0x5a);
+  again.Out(kLcr, kDlab);
+  CHECK(again.In(kDll) == 0x34);
+  CHECK(again.In(kDlm) == 0x12);
+}
+
+TEST_CASE("A saved port that cannot be is data loss") {
+  Uart uart;
+  uart.Out(kFcr, 0x01);
+  REQUIRE(uart.Receive("abc") == 3);
+  const auto good = Saved(uart);
+  for (size_t i = 0; i < good.size(); ++i) {
+    auto bad = good;
+    bad[i] ^= 0xff;
+    Uart other;
+    const absl::Status status =
+        other.serial.LoadState(state::StateDecoder(bad));
+    CHECK((status.ok() || status.code() == absl::StatusCode::kDataLoss));
+    other.In(kRx);
+  }
+  // More than the buffer holds with the FIFO off.
+  std::vector<uint8_t> bytes;
+  state::StateEncoder out(&bytes);
+  out.Unsigned(2, 0);
+  out.Text(10, "ab");
+  CHECK(uart.serial.LoadState(state::StateDecoder(bytes)).code() ==
+        absl::StatusCode::kDataLoss);
+}
+
 }  // namespace
 }  // namespace catnap::device
