@@ -28,6 +28,10 @@ void Put(Bytes* to, T value) {
 // runtime_seeds.cc
 std::vector<Seed> ImageRecordSeeds();
 
+// snapshot_seeds.cc
+std::vector<Seed> SnapshotIndexSeeds();
+std::vector<Seed> SnapshotReaderSeeds();
+
 // net_seeds.cc
 std::vector<Seed> NetDhcpSeeds();
 std::vector<Seed> NetDnsSeeds();
