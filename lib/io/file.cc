@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <vector>
 
 #include "base/byte_order.h"
 #include "base/checked.h"
@@ -37,6 +38,33 @@ absl::Status CheckRange(size_t length, uint64_t offset) {
   return absl::OkStatus();
 }
 
+absl::Status CopyFile(int from, int to, const std::string& name,
+                      const std::stop_token& stop) {
+  CATNAP_ASSIGN_OR_RETURN(const base::UniqueFd in,
+                          OpenFileAt(from, name, O_RDONLY));
+  CATNAP_ASSIGN_OR_RETURN(const base::UniqueFd out,
+                          OpenFileAt(to, name, O_WRONLY | O_CREAT | O_EXCL));
+  constexpr size_t kStep = size_t{1} << 20;
+  std::vector<uint8_t> buffer(kStep);
+  uint64_t offset = 0;
+  while (true) {
+    if (stop.stop_requested()) {
+      return Error(absl::StatusCode::kCancelled, "copy of {} was cancelled",
+                   name);
+    }
+    const ssize_t got = Retry([&] {
+      return ::pread(in.get(), buffer.data(), buffer.size(),
+                     static_cast<off_t>(offset));
+    });
+    if (got < 0) return ErrnoError(errno, "read {}", name);
+    if (got == 0) return absl::OkStatus();
+    CATNAP_RETURN_IF_ERROR(AddContext(
+        WriteFully(out.get(), buffer.data(), static_cast<size_t>(got), offset),
+        name));
+    offset += static_cast<uint64_t>(got);
+  }
+}
+
 absl::StatusOr<std::string> RandomTemporaryName() {
   CATNAP_ASSIGN_OR_RETURN(const auto random, base::RandomBytes<8>());
   return fmt::format("{}{:016x}{}", kTemporaryPrefix,
@@ -50,6 +78,16 @@ absl::StatusOr<base::UniqueFd> OpenFile(const std::string& path, int flags,
   base::UniqueFd fd(
       Retry([&] { return ::open(path.c_str(), flags | O_CLOEXEC, mode); }));
   if (!fd.valid()) return ErrnoError(errno, "open {}", path);
+  return fd;
+}
+
+absl::StatusOr<base::UniqueFd> OpenFileAt(int directory,
+                                          const std::string& name, int flags,
+                                          mode_t mode) {
+  base::UniqueFd fd(Retry([&] {
+    return ::openat(directory, name.c_str(), flags | O_CLOEXEC, mode);
+  }));
+  if (!fd.valid()) return ErrnoError(errno, "open {}", name);
   return fd;
 }
 
@@ -133,6 +171,28 @@ absl::StatusOr<std::string> ReadFile(const std::string& path,
   }
   content.resize(size);
   return content;
+}
+
+absl::Status FsyncFile(int fd) {
+  if (Retry([fd] { return ::fsync(fd); }) != 0) {
+    return ErrnoError(errno, "fsync of descriptor {}", fd);
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<bool> LinkOrCopy(int from, int to, const std::string& name,
+                                const std::stop_token& stop) {
+  if (::linkat(from, name.c_str(), to, name.c_str(), 0) == 0) return true;
+  switch (errno) {
+    case EXDEV:
+    case EMLINK:
+    case EPERM:  // The file system has no links, or this file must have none.
+    case EOPNOTSUPP:
+      CATNAP_RETURN_IF_ERROR(CopyFile(from, to, name, stop));
+      return false;
+    default:
+      return ErrnoError(errno, "link {}", name);
+  }
 }
 
 absl::Status FsyncDirectory(const std::string& path) {

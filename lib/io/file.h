@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <stop_token>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -25,6 +26,11 @@ namespace catnap::io {
 absl::StatusOr<base::UniqueFd> OpenFile(const std::string& path, int flags,
                                         mode_t mode = 0600);
 
+// The same for a name in a directory that is open.
+absl::StatusOr<base::UniqueFd> OpenFileAt(int directory,
+                                          const std::string& name, int flags,
+                                          mode_t mode = 0600);
+
 // Transfers exactly `length` bytes at `offset`. An error leaves it open how
 // much was transferred.
 // Errors: OUT_OF_RANGE, the file ends before (ReadFully); RESOURCE_EXHAUSTED,
@@ -39,6 +45,17 @@ absl::Status WriteFully(int fd, const void* data, size_t length,
 // Errors: NOT_FOUND; INVALID_ARGUMENT, larger than `max_bytes` or not a regular
 // file.
 absl::StatusOr<std::string> ReadFile(const std::string& path, size_t max_bytes);
+
+// fsync(2) of a file or directory. After an error nothing is known of what was
+// written before, and a second call may say OK all the same.
+absl::Status FsyncFile(int fd);
+
+// Gives the file `name` of the directory `from` the same name in the directory
+// `to`: a hard link, or a copy where the file system has none, not between
+// these two or no more of this file. Returns whether it is a link.
+// Errors: CANCELLED, `stop` said so while copying; ALREADY_EXISTS; NOT_FOUND.
+absl::StatusOr<bool> LinkOrCopy(int from, int to, const std::string& name,
+                                const std::stop_token& stop);
 
 // Makes created, renamed and removed names in the directory durable.
 absl::Status FsyncDirectory(const std::string& path);

@@ -100,6 +100,11 @@ absl::Status Ring::Prove() {
   return absl::OkStatus();
 }
 
+bool Ring::RegisterBuffer(void* data, size_t size) {
+  const iovec buffer = {data, size};
+  return io_uring_register_buffers(&ring_, &buffer, 1) == 0;
+}
+
 io_uring_sqe* Ring::GetSqe() {
   io_uring_sqe* sqe = io_uring_get_sqe(&ring_);
   if (sqe != nullptr) return sqe;

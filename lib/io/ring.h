@@ -39,6 +39,11 @@ class Ring {
   // until their completions were seen.
   ~Ring();
 
+  // Registers one range of memory, as buffer 0 of fixed reads and writes, until
+  // the ring goes. Returns false when the kernel refuses it, as it does beyond
+  // RLIMIT_MEMLOCK. At most once.
+  bool RegisterBuffer(void* data, size_t size);
+
   // A zeroed entry of the submission queue, to be filled before the next call.
   // Submits when the queue is full. Returns nullptr when the kernel takes no
   // more until completions were reaped.

@@ -655,6 +655,8 @@ int main(int argc, char** argv) {
       {"net_gate_fuzz", catnap::fuzz::NetGateSeeds()},
       {"net_stream_fuzz", catnap::fuzz::NetStreamSeeds()},
       {"section_table_fuzz", catnap::fuzz::SectionSeeds()},
+      {"snapshot_index_fuzz", catnap::fuzz::SnapshotIndexSeeds()},
+      {"snapshot_reader_fuzz", catnap::fuzz::SnapshotReaderSeeds()},
       {"state_decoder_fuzz", catnap::fuzz::StateSeeds()},
       {"virtio_driver_fuzz", catnap::fuzz::VirtioDriverSeeds()},
       {"vsock_fuzz", catnap::fuzz::VsockSeeds()},

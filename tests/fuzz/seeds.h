@@ -31,6 +31,10 @@ std::vector<Seed> MachineStateSeeds();
 // runtime_seeds.cc
 std::vector<Seed> ImageRecordSeeds();
 
+// snapshot_seeds.cc
+std::vector<Seed> SnapshotIndexSeeds();
+std::vector<Seed> SnapshotReaderSeeds();
+
 // net_seeds.cc
 std::vector<Seed> NetDhcpSeeds();
 std::vector<Seed> NetDnsSeeds();

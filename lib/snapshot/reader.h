@@ -1,0 +1,124 @@
+#ifndef CATNAP_LIB_SNAPSHOT_READER_H_
+#define CATNAP_LIB_SNAPSHOT_READER_H_
+
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <span>
+#include <stop_token>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "base/page_range.h"
+#include "base/unique_fd.h"
+#include "snapshot/format.h"
+#include "snapshot/page_index.h"
+#include "snapshot/worker_pool.h"
+#include "state/saved_section.h"
+
+namespace catnap::snapshot {
+
+struct ReadOptions {
+  WorkerPool* pool = nullptr;  // Borrowed.
+  // Gives up: CANCELLED, or DEADLINE_EXCEEDED.
+  std::stop_token stop{};
+  std::optional<std::chrono::steady_clock::time_point> deadline{};
+  bool plain_io = false;  // Never io_uring.
+};
+
+// Where pages go: one of the two, in which a page has the offset it has in RAM.
+struct PageTarget {
+  // A file, such as a memfd that is not sealed yet. Writing it costs half of
+  // what page faults on a mapping of it cost.
+  int fd = -1;
+  // All of RAM, mapped for writing.
+  std::span<uint8_t> memory{};
+};
+
+// Where pages of a frame belong.
+struct FramePlace {
+  uint32_t first = 0;  // Of the frame's pages.
+  base::PageRange range;
+};
+
+// One snapshot's directory. What it holds may be hostile.
+//
+// Thread-compatible, and nothing changes after Open(). Holds a descriptor for
+// each chunk file; the directory may be removed.
+class SnapshotReader {
+ public:
+  // Reads and checks everything but the frames: memory.catnap to its last byte,
+  // and that each chunk file is there, is the right one and has its size.
+  // Errors:
+  //   NOT_FOUND       no memory.catnap in `directory`
+  //   DATA_LOSS       damaged, cut, or a wrong file
+  //   UNIMPLEMENTED   of a newer writer
+  //   RESOURCE_EXHAUSTED, others as the system says
+  static absl::StatusOr<std::unique_ptr<SnapshotReader>> Open(
+      const std::string& directory);
+  SnapshotReader(const SnapshotReader&) = delete;
+  SnapshotReader& operator=(const SnapshotReader&) = delete;
+
+  const Id& id() const { return header_.id; }
+  // The image whose memory lies below; none: zeros do.
+  std::optional<Id> parent() const;
+  uint64_t ram_bytes() const { return header_.ram_bytes; }
+  const std::vector<state::SavedSection>& sections() const { return sections_; }
+  const PageIndex& index() const { return index_; }
+  // Of memory.catnap and the chunk files.
+  uint64_t stored_bytes() const;
+
+  // Reads every stored page into its place, the hot set first. Pages of other
+  // kinds are not touched: `target` has zeros, or the parent's. Blocks; reads
+  // on this thread, decompresses on the pool. Memory: 8 MiB.
+  // Every byte is checked before it is used; after an error `target` holds a
+  // part, and nothing of a frame that is damaged.
+  // Errors: DATA_LOSS, naming file and frame; CANCELLED, DEADLINE_EXCEEDED;
+  // INVALID_ARGUMENT, the target's size.
+  absl::Status ReadAll(const PageTarget& target,
+                       const ReadOptions& options) const;
+
+  // The same without keeping anything.
+  absl::Status Verify(const ReadOptions& options) const;
+
+  // For who brings pages one by one.
+  //
+  // All frames, those of the hot set first, in order.
+  std::vector<size_t> FramesInOrder() const;
+  size_t hot_frames() const;
+  // The frame that has the page at `offset`; none: it is not stored.
+  std::optional<size_t> FrameAt(uint64_t offset) const;
+  // Where the pages of a frame belong. Some of its pages may belong nowhere.
+  std::vector<FramePlace> PlacesOf(size_t frame) const;
+  // Reads a frame into `into`, which has room for its pages. Blocks.
+  // Errors: DATA_LOSS, naming file and frame.
+  absl::Status ReadFrame(size_t frame, codec::ZstdDecompressor* decompressor,
+                         std::span<uint8_t> into) const;
+
+ private:
+  class Bulk;
+
+  SnapshotReader() = default;
+  bool IsHot(const Frame& frame) const {
+    return frame.offset < index_.files[frame.file].hot_bytes;
+  }
+  std::string NameOf(size_t frame) const;
+  // Checks the compressed bytes of a frame and decompresses them.
+  absl::Status Unpack(size_t frame, std::span<const uint8_t> compressed,
+                      codec::ZstdDecompressor* decompressor,
+                      std::span<uint8_t> into) const;
+
+  Header header_;
+  std::vector<state::SavedSection> sections_;
+  PageIndex index_;
+  std::vector<PageRun> by_slot_;       // index_'s stored runs.
+  std::vector<base::UniqueFd> files_;  // By index_.files.
+};
+
+}  // namespace catnap::snapshot
+
+#endif  // CATNAP_LIB_SNAPSHOT_READER_H_
