@@ -43,12 +43,18 @@ struct CowLayer::Commit {
   absl::Status status;
 };
 
-void CowLayer::Flush(BlockCompletion done) { QueueFlush(std::move(done)); }
+void CowLayer::Flush(BlockCompletion done) {
+  QueueFlush(std::move(done), /*parks=*/true);
+}
 
-void CowLayer::QueueFlush(BlockCompletion done) {
+void CowLayer::FlushOrFail(BlockCompletion done) {
+  QueueFlush(std::move(done), /*parks=*/false);
+}
+
+void CowLayer::QueueFlush(BlockCompletion done, bool parks) {
   {
     const base::MutexLock lock(&mutex_);
-    flushes_.push_back({in_flight_.Begin(), std::move(done)});
+    flushes_.push_back({in_flight_.Begin(), std::move(done), parks && park_});
   }
   // By way of the loop: flushes that come together share a commit.
   file_->Post([self = shared_from_this()] { self->StartCommit(); });
@@ -212,21 +218,25 @@ void CowLayer::EndCommit(const std::shared_ptr<Commit>& commit,
   {
     const base::MutexLock lock(&mutex_);
     commit_running_ = false;
-    commit_unable_ = full;
+    commit_unable_ = false;
     if (status.ok() && commit->record.sequence != committed_.sequence) {
       committed_ = commit->record;
       space_->EndCommit();
     }
-    if (full) {
-      flushes_.insert(flushes_.begin(),
-                      std::make_move_iterator(commit->flushes.begin()),
+    const auto parked = std::stable_partition(
+        commit->flushes.begin(), commit->flushes.end(),
+        [&](const FlushWaiter& flush) { return !full || !flush.parks; });
+    if (parked != commit->flushes.end()) {
+      flushes_.insert(flushes_.begin(), std::make_move_iterator(parked),
                       std::make_move_iterator(commit->flushes.end()));
-      commit->flushes.clear();
+      commit->flushes.erase(parked, commit->flushes.end());
       commit_parked_ = true;
+      commit_unable_ = true;
       parked_reason_ = status.ToString();
       ArmTimerLocked();
     }
   }
+  if (full) GiveUpFreeze(status);
   FinishFlushes(std::move(commit->flushes), status);
   ReportParking();
   if (status.ok()) Reclaim();

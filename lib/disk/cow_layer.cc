@@ -32,6 +32,14 @@ absl::Status CheckParent(const BlockIo* parent) {
 absl::StatusOr<std::shared_ptr<CowLayer>> CowLayer::Create(
     std::shared_ptr<FileIo> file, uint64_t virtual_bytes,
     std::shared_ptr<BlockIo> parent, CowLayerOptions options) {
+  CATNAP_ASSIGN_OR_RETURN(const DiskId id, base::RandomBytes<16>());
+  return CreateWithId(std::move(file), id, virtual_bytes, std::move(parent),
+                      std::move(options));
+}
+
+absl::StatusOr<std::shared_ptr<CowLayer>> CowLayer::CreateWithId(
+    std::shared_ptr<FileIo> file, DiskId id, uint64_t virtual_bytes,
+    std::shared_ptr<BlockIo> parent, CowLayerOptions options) {
   CATNAP_RETURN_IF_ERROR(CheckParent(parent.get()));
   LoadedLayer layer;
   if (parent != nullptr) {
@@ -40,7 +48,7 @@ absl::StatusOr<std::shared_ptr<CowLayer>> CowLayer::Create(
     layer.header.parent_bytes = parent->capacity();
   }
   CATNAP_RETURN_IF_ERROR(CheckSize(virtual_bytes, layer.header.parent_bytes));
-  CATNAP_ASSIGN_OR_RETURN(layer.header.id, base::RandomBytes<16>());
+  layer.header.id = id;
   layer.commit.sequence = 1;
   layer.commit.virtual_bytes = virtual_bytes;
   CATNAP_ASSIGN_OR_RETURN(const uint64_t size, file->Size());
@@ -103,6 +111,7 @@ CowLayer::CowLayer(std::shared_ptr<FileIo> file,
       header_(loaded.header),
       first_retry_(options.first_retry),
       last_retry_(options.last_retry),
+      park_(options.park),
       on_parked_(std::move(options.on_parked)),
       committed_(loaded.commit),
       capacity_(loaded.commit.virtual_bytes),
@@ -136,6 +145,22 @@ bool CowLayer::read_only() const {
 uint64_t CowLayer::allocated_bytes() const {
   const base::MutexLock lock(&mutex_);
   return space_->used_clusters() * kClusterBytes;
+}
+
+bool CowLayer::parked() const {
+  const base::MutexLock lock(&mutex_);
+  return unable_ > 0 || commit_unable_;
+}
+
+std::optional<uint64_t> CowLayer::NextCluster(uint64_t from) const {
+  const base::MutexLock lock(&mutex_);
+  return map_->NextReserved(from);
+}
+
+MapEntry CowLayer::EntryOf(uint64_t cluster) const {
+  const base::MutexLock lock(&mutex_);
+  if (cluster / kEntriesPerPage >= map_->map_pages()) return {};
+  return map_->Get(cluster);
 }
 
 void CowLayer::Read(std::span<const iovec> buffers, uint64_t offset,
@@ -193,17 +218,22 @@ void CowLayer::Resize(uint64_t new_capacity, BlockCompletion done) {
     });
     return;
   }
-  QueueFlush(std::move(done));
+  QueueFlush(std::move(done), /*parks=*/true);
 }
 
 void CowLayer::Freeze(BlockCompletion done) {
   absl::Status status;
+  uint64_t number = 0;
   {
     const base::MutexLock lock(&mutex_);
     if (committed_.frozen || freezing_) {
       status = absl::FailedPreconditionError("the layer is frozen already");
+    } else if (unable_ > 0 || commit_unable_) {
+      status = absl::ResourceExhaustedError(parked_reason_);
     } else {
       freezing_ = true;
+      freeze_done_ = std::move(done);
+      number = ++freeze_number_;
     }
   }
   if (!status.ok()) {
@@ -212,21 +242,47 @@ void CowLayer::Freeze(BlockCompletion done) {
     });
     return;
   }
-  Drain([self = shared_from_this(), done = std::move(done)]() mutable {
-    {
-      const base::MutexLock lock(&self->mutex_);
-      self->freeze_now_ = true;
-    }
-    self->QueueFlush(
-        [self, done = std::move(done)](absl::Status flushed) mutable {
-          {
-            const base::MutexLock lock(&self->mutex_);
-            self->freezing_ = false;
-            self->freeze_now_ = false;
-          }
-          std::move(done)(std::move(flushed));
-        });
-  });
+  Drain([self = shared_from_this(), number] { self->CommitFreeze(number); });
+}
+
+void CowLayer::CommitFreeze(uint64_t number) {
+  {
+    const base::MutexLock lock(&mutex_);
+    if (!freezing_ || freeze_number_ != number) return;  // Given up.
+    freeze_now_ = true;
+  }
+  // Weak: the layer holds what it calls.
+  QueueFlush(
+      [weak = weak_from_this(), number](absl::Status flushed) {
+        const auto self = weak.lock();
+        if (self != nullptr) self->EndFreeze(number, std::move(flushed));
+      },
+      /*parks=*/false);
+}
+
+void CowLayer::EndFreeze(uint64_t number, absl::Status status) {
+  BlockCompletion done;
+  {
+    const base::MutexLock lock(&mutex_);
+    if (!freezing_ || freeze_number_ != number) return;
+    freezing_ = false;
+    freeze_now_ = false;
+    done = std::move(freeze_done_);
+  }
+  std::move(done)(std::move(status));
+}
+
+void CowLayer::GiveUpFreeze(const absl::Status& why) {
+  BlockCompletion done;
+  {
+    const base::MutexLock lock(&mutex_);
+    if (!freezing_) return;
+    freezing_ = false;
+    freeze_now_ = false;  // The next commit is an ordinary one.
+    done = std::move(freeze_done_);
+  }
+  file_->Post(
+      [why, done = std::move(done)]() mutable { std::move(done)(why); });
 }
 
 void CowLayer::Drain(DrainCompletion done) {

@@ -24,6 +24,8 @@ struct CowLayerOptions {
   // reason for people, and with an empty text when none waits any more. Called
   // as completions are.
   absl::AnyInvocable<void(const std::string& reason)> on_parked;
+  // False: what meets a full disk ends with RESOURCE_EXHAUSTED instead.
+  bool park = true;
   // Between two tries of parked requests: the first, doubled up to the last.
   std::chrono::milliseconds first_retry{100};
   std::chrono::milliseconds last_retry{5000};
@@ -58,6 +60,10 @@ class CowLayer final : public BlockIo,
   static absl::StatusOr<std::shared_ptr<CowLayer>> Create(
       std::shared_ptr<FileIo> file, uint64_t virtual_bytes,
       std::shared_ptr<BlockIo> parent, CowLayerOptions options);
+  // As Create(), for a layer that is to take the place of the one with this id.
+  static absl::StatusOr<std::shared_ptr<CowLayer>> CreateWithId(
+      std::shared_ptr<FileIo> file, DiskId id, uint64_t virtual_bytes,
+      std::shared_ptr<BlockIo> parent, CowLayerOptions options);
   // As Create(), as large as the parent.
   static absl::StatusOr<std::shared_ptr<CowLayer>> CreateOnTop(
       std::shared_ptr<FileIo> file, std::shared_ptr<BlockIo> parent,
@@ -80,8 +86,17 @@ class CowLayer final : public BlockIo,
   uint64_t capacity() const override;
   bool read_only() const override;
   DiskId id() const override { return header_.id; }
+  const LayerHeader& header() const { return header_; }
   // Bytes of the file that are not free: what the layer costs at most.
   uint64_t allocated_bytes() const;
+  // Whether requests wait because the host's disk is full.
+  bool parked() const;
+
+  // What the layer itself has: the first cluster not before `from` that may
+  // differ from the parent, and which blocks of a cluster do. Behind the end
+  // there is nothing.
+  std::optional<uint64_t> NextCluster(uint64_t from) const;
+  MapEntry EntryOf(uint64_t cluster) const;
 
   void Read(std::span<const iovec> buffers, uint64_t offset,
             BlockCompletion done) override;
@@ -96,7 +111,13 @@ class CowLayer final : public BlockIo,
 
   // Refuses further writes, waits for those in flight, makes all durable and
   // the layer immutable. After an error the layer is as before.
+  // Errors: RESOURCE_EXHAUSTED, the host's disk is full: requests that are
+  // parked, or would be, are not waited for.
   void Freeze(BlockCompletion done);
+
+  // As Flush(), but never parked. Errors: RESOURCE_EXHAUSTED, the host's disk
+  // is full.
+  void FlushOrFail(BlockCompletion done);
 
   // Tries parked requests again now, or ends them with CANCELLED. Take effect
   // soon, on the loop's thread.
@@ -161,7 +182,13 @@ class CowLayer final : public BlockIo,
   struct FlushWaiter {
     uint64_t number = 0;
     BlockCompletion done;
+    bool parks = true;  // On a full disk.
   };
+  // The freeze of that number: makes it durable, and ends it if it has not
+  // been given up.
+  void CommitFreeze(uint64_t number);
+  void EndFreeze(uint64_t number, absl::Status status);
+  void GiveUpFreeze(const absl::Status& why);
   void StartCommit();
   void CommitNextBatch(const std::shared_ptr<Commit>& commit);
   void EndBatch(const std::shared_ptr<Commit>& commit);
@@ -171,7 +198,7 @@ class CowLayer final : public BlockIo,
                  const absl::Status& status);
   void FinishFlushes(std::vector<FlushWaiter> flushes,
                      const absl::Status& status);
-  void QueueFlush(BlockCompletion done);
+  void QueueFlush(BlockCompletion done, bool parks);
   void Reclaim();
 
   const std::shared_ptr<FileIo> file_;
@@ -180,6 +207,7 @@ class CowLayer final : public BlockIo,
 
   const std::chrono::milliseconds first_retry_;
   const std::chrono::milliseconds last_retry_;
+  const bool park_;
   // Called on the loop's thread only.
   absl::AnyInvocable<void(const std::string& reason)> on_parked_;
 
@@ -187,6 +215,8 @@ class CowLayer final : public BlockIo,
   CommitRecord committed_ ABSL_GUARDED_BY(mutex_);  // The last durable one.
   uint64_t capacity_ ABSL_GUARDED_BY(mutex_);
   bool freezing_ ABSL_GUARDED_BY(mutex_) = false;
+  BlockCompletion freeze_done_ ABSL_GUARDED_BY(mutex_);
+  uint64_t freeze_number_ ABSL_GUARDED_BY(mutex_) = 0;
   bool freeze_now_ ABSL_GUARDED_BY(mutex_) = false;  // The next commit does.
   const std::unique_ptr<LayerMap> map_ ABSL_PT_GUARDED_BY(mutex_);
   const std::unique_ptr<SpaceMap> space_ ABSL_PT_GUARDED_BY(mutex_);

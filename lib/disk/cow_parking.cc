@@ -11,6 +11,7 @@ namespace catnap::disk {
 
 void CowLayer::Park(const std::shared_ptr<LayerRequest>& request,
                     const absl::Status& why) {
+  if (!park_) return Finish(request, why);
   {
     const base::MutexLock lock(&mutex_);
     if (!request->unable) ++unable_;
@@ -20,6 +21,7 @@ void CowLayer::Park(const std::shared_ptr<LayerRequest>& request,
     ArmTimerLocked();
   }
   ReportParking();
+  GiveUpFreeze(why);
 }
 
 void CowLayer::RetryParked() {

@@ -23,22 +23,6 @@ absl::Status Damaged(absl::Status status) {
   return status;
 }
 
-absl::StatusOr<CommitRecord> LoadCommit(FileIo* file) {
-  absl::StatusOr<CommitRecord> best =
-      absl::DataLossError("layer file: both commit records are damaged");
-  for (const uint64_t slot : {uint64_t{0}, uint64_t{1}}) {
-    std::array<uint8_t, kCommitBytes> bytes{};
-    CATNAP_RETURN_IF_ERROR(Damaged(file->ReadNow(bytes, CommitOffset(slot))));
-    const absl::StatusOr<CommitRecord> commit = DecodeCommit(bytes);
-    // One that is damaged is a commit that a crash cut short.
-    if (!commit.ok() || CommitOffset(commit->sequence) != CommitOffset(slot)) {
-      continue;
-    }
-    if (!best.ok() || commit->sequence > best->sequence) best = *commit;
-  }
-  return best;
-}
-
 class Loader {
  public:
   Loader(FileIo* file, uint64_t file_bytes, LoadedLayer* layer)
@@ -172,10 +156,26 @@ absl::StatusOr<LayerHeader> LoadLayerHeader(FileIo* file) {
   return DecodeHeader(bytes);
 }
 
+absl::StatusOr<CommitRecord> LoadLayerCommit(FileIo* file) {
+  absl::StatusOr<CommitRecord> best =
+      absl::DataLossError("layer file: both commit records are damaged");
+  for (const uint64_t slot : {uint64_t{0}, uint64_t{1}}) {
+    std::array<uint8_t, kCommitBytes> bytes{};
+    CATNAP_RETURN_IF_ERROR(Damaged(file->ReadNow(bytes, CommitOffset(slot))));
+    const absl::StatusOr<CommitRecord> commit = DecodeCommit(bytes);
+    // One that is damaged is a commit that a crash cut short.
+    if (!commit.ok() || CommitOffset(commit->sequence) != CommitOffset(slot)) {
+      continue;
+    }
+    if (!best.ok() || commit->sequence > best->sequence) best = *commit;
+  }
+  return best;
+}
+
 absl::StatusOr<LoadedLayer> LoadLayer(FileIo* file) {
   LoadedLayer layer;
   CATNAP_ASSIGN_OR_RETURN(layer.header, LoadLayerHeader(file));
-  CATNAP_ASSIGN_OR_RETURN(layer.commit, LoadCommit(file));
+  CATNAP_ASSIGN_OR_RETURN(layer.commit, LoadLayerCommit(file));
   CATNAP_ASSIGN_OR_RETURN(const uint64_t file_bytes, file->Size());
   layer.map = std::make_unique<LayerMap>(layer.commit.virtual_bytes);
   layer.space = std::make_unique<SpaceMap>();

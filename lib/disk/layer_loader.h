@@ -22,6 +22,9 @@ struct LoadedLayer {
 // Errors: as LoadLayer().
 absl::StatusOr<LayerHeader> LoadLayerHeader(FileIo* file);
 
+// The record that rules: the last complete commit. Errors: as LoadLayer().
+absl::StatusOr<CommitRecord> LoadLayerCommit(FileIo* file);
+
 // Reads a layer file that may be hostile. Every page that it names is in the
 // file, has the checksum that its pointer says and is named once; every cluster
 // of data is in the file, named once and no map page. Reads the map only, and

@@ -29,6 +29,16 @@ MapEntry LayerMap::Get(uint64_t cluster) const {
   return UnpackEntry(page->entries[cluster % kEntriesPerPage]);
 }
 
+std::optional<uint64_t> LayerMap::NextReserved(uint64_t from) const {
+  for (uint64_t index = from / kEntriesPerPage; index < pages_.size();
+       ++index) {
+    if (pages_[index] != nullptr) {
+      return std::max(from, index * kEntriesPerPage);
+    }
+  }
+  return std::nullopt;
+}
+
 bool LayerMap::Reserve(uint64_t first_cluster, uint64_t last_cluster) {
   for (uint64_t index = first_cluster / kEntriesPerPage;
        index <= last_cluster / kEntriesPerPage; ++index) {

@@ -4,6 +4,7 @@
 #include <array>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -29,6 +30,9 @@ class LayerMap {
   uint64_t map_pages() const { return pages_.size(); }
 
   MapEntry Get(uint64_t cluster) const;
+  // The first cluster not before `from` that Reserve() made room for; it may
+  // still be empty.
+  std::optional<uint64_t> NextReserved(uint64_t from) const;
   // Makes room, so that Set() can follow. False: no memory.
   [[nodiscard]] bool Reserve(uint64_t first_cluster, uint64_t last_cluster);
   // REQUIRES: Reserve() of the cluster was true.
