@@ -17,9 +17,12 @@ set(_agent_sources
   lib/agent/messages.cc
   lib/agent/session.cc
   lib/guest/agent/cgroup.cc
+  lib/guest/agent/connections.cc
   lib/guest/agent/ended_processes.cc
   lib/guest/agent/files.cc
+  lib/guest/agent/freezer.cc
   lib/guest/agent/hosts.cc
+  lib/guest/agent/identity.cc
   lib/guest/agent/init.cc
   lib/guest/agent/loop.cc
   lib/guest/agent/main.cc
@@ -27,7 +30,9 @@ set(_agent_sources
   lib/guest/agent/process.cc
   lib/guest/agent/process_table.cc
   lib/guest/agent/relay.cc
+  lib/guest/agent/run_files.cc
   lib/guest/agent/server.cc
+  lib/guest/agent/sleep.cc
   lib/guest/agent/spawn.cc
   lib/guest/agent/text.cc
   lib/guest/agent/tree.cc

@@ -26,7 +26,10 @@ static_assert(static_cast<int>(Kind::kExec) == 1 &&
                   static_cast<int>(Kind::kConnect) == 20 &&
                   static_cast<int>(Kind::kService) == 21 &&
                   static_cast<int>(Kind::kListen) == 22 &&
-                  static_cast<int>(Kind::kPowerOff) == 30,
+                  static_cast<int>(Kind::kPowerOff) == 30 &&
+                  static_cast<int>(Kind::kFreeze) == 40 &&
+                  static_cast<int>(Kind::kWake) == 41 &&
+                  static_cast<int>(Kind::kThaw) == 42,
               "on the wire: read lib/agent/PROTOCOL.md first");
 static_assert(static_cast<int>(ExitKind::kNotStarted) == 4 &&
                   static_cast<int>(ExitKind::kMemoryLimit) == 3 &&
@@ -36,7 +39,9 @@ static_assert(static_cast<int>(ExitKind::kNotStarted) == 4 &&
                   static_cast<int>(EntryType::kDirectory) == 2 &&
                   static_cast<int>(EntryType::kSymlink) == 3 &&
                   static_cast<int>(EntryType::kHardLink) == 4 &&
-                  static_cast<int>(EntryType::kContent) == 5,
+                  static_cast<int>(EntryType::kContent) == 5 &&
+                  static_cast<int>(Connections::kDestroy) == 1 &&
+                  kDefaultFreezeBoundMs == 50 && kMaxEntropyBytes == 256,
               "on the wire: read lib/agent/PROTOCOL.md first");
 
 // The ids below are the tables of PROTOCOL.md, which never change. Integers are
@@ -409,6 +414,115 @@ bool Decode(Fields fields, PortRequest* message) {
   StateDecoder in(fields);
   while (in.Next()) {
     if (in.id() == 1) message->port = in.U16();
+  }
+  return in.ok();
+}
+
+Encoded Encode(const FreezeRequest& message) {
+  Encoded bytes;
+  StateEncoder out(&bytes);
+  Put(&out, 1, message.bound_ms);
+  Put(&out, 2, message.flush ? 1 : 0);
+  return bytes;
+}
+
+bool Decode(Fields fields, FreezeRequest* message) {
+  StateDecoder in(fields);
+  while (in.Next()) {
+    if (in.id() == 1) message->bound_ms = in.U32();
+    if (in.id() == 2) message->flush = in.Bool();
+  }
+  return in.ok();
+}
+
+Encoded Encode(const WakeRequest& message) {
+  Encoded bytes;
+  StateEncoder out(&bytes);
+  Put(&out, 1, message.is_copy ? 1 : 0);
+  Put(&out, 2, message.wall_ns);
+  if (!message.entropy.empty()) out.Bytes(3, message.entropy);
+  PutText(&out, 4, message.hostname);
+  if (message.machine_id.has_value()) out.Bytes(5, *message.machine_id);
+  Put(&out, 6, message.generation);
+  if (message.mac.has_value()) out.Bytes(7, *message.mac);
+  Put(&out, 8, static_cast<uint64_t>(message.connections));
+  Put(&out, 9, message.set_env ? 1 : 0);
+  for (const std::string& variable : message.env) out.Text(10, variable);
+  return bytes;
+}
+
+bool Decode(Fields fields, WakeRequest* message) {
+  bool ok = true;
+  uint8_t connections = 0;
+  StateDecoder in(fields);
+  while (ok && in.Next()) {
+    switch (in.id()) {
+      case 1:
+        message->is_copy = in.Bool();
+        break;
+      case 2:
+        message->wall_ns = in.U64();
+        break;
+      case 3: {
+        const auto entropy = in.Bytes(kMaxEntropyBytes);
+        message->entropy.assign(entropy.begin(), entropy.end());
+        break;
+      }
+      case 4:
+        message->hostname = in.Text(kMaxHostnameBytes);
+        break;
+      case 5:
+        in.CopyBytes(message->machine_id.emplace());
+        break;
+      case 6:
+        message->generation = in.U64();
+        break;
+      case 7:
+        in.CopyBytes(message->mac.emplace());
+        break;
+      case 8:
+        connections = in.U8();
+        break;
+      case 9:
+        message->set_env = in.Bool();
+        break;
+      case 10:
+        ok = AppendText(&in, &message->env);
+        break;
+    }
+  }
+  if (connections > static_cast<uint8_t>(Connections::kDestroy)) return false;
+  message->connections = static_cast<Connections>(connections);
+  return ok && in.ok();
+}
+
+Encoded Encode(const SleepResult& message) {
+  Encoded bytes;
+  StateEncoder out(&bytes);
+  if (message.error != 0) out.Signed(1, message.error);
+  PutText(&out, 2, message.text);
+  Put(&out, 3, message.flush_ns);
+  Put(&out, 4, message.freeze_ns);
+  return bytes;
+}
+
+bool Decode(Fields fields, SleepResult* message) {
+  StateDecoder in(fields);
+  while (in.Next()) {
+    switch (in.id()) {
+      case 1:
+        message->error = static_cast<int32_t>(in.Signed());
+        break;
+      case 2:
+        message->text = in.Text(kMaxErrorText);
+        break;
+      case 3:
+        message->flush_ns = in.U64();
+        break;
+      case 4:
+        message->freeze_ns = in.U64();
+        break;
+    }
   }
   return in.ok();
 }

@@ -1,6 +1,7 @@
 #ifndef CATNAP_LIB_AGENT_MESSAGES_H_
 #define CATNAP_LIB_AGENT_MESSAGES_H_
 
+#include <array>
 #include <cstdint>
 #include <optional>
 #include <span>
@@ -30,6 +31,9 @@ enum class Kind : uint32_t {
   kService = 21,  // From the guest to the host.
   kListen = 22,
   kPowerOff = 30,
+  kFreeze = 40,
+  kWake = 41,
+  kThaw = 42,
 };
 
 // Channels of kExec, and of everything else.
@@ -151,6 +155,45 @@ struct PortRequest {
   uint16_t port = 0;
 };
 
+struct FreezeRequest {
+  uint32_t bound_ms = 0;  // Until all stand still; 0: kDefaultFreezeBoundMs.
+  bool flush = false;     // The root's dirty data is written first.
+};
+inline constexpr uint32_t kDefaultFreezeBoundMs = 50;
+
+// What happens to the guest's connections with others than itself.
+enum class Connections : uint8_t {
+  kKeep = 0,
+  kDestroy = 1,  // Whoever waits for one gets ECONNABORTED.
+};
+
+inline constexpr size_t kMaxEntropyBytes = 256;
+inline constexpr size_t kMaxHostnameBytes = 64;  // As the kernel's.
+using MachineId = std::array<uint8_t, 16>;
+using MacAddress = std::array<uint8_t, 6>;
+
+// What a guest that slept has to learn before its programs run on. Each that is
+// missing stays as it is.
+struct WakeRequest {
+  bool is_copy = false;            // Of a machine that may run on elsewhere.
+  uint64_t wall_ns = 0;            // Since 1970, UTC; 0: the clock stays.
+  std::vector<uint8_t> entropy{};  // At most kMaxEntropyBytes; counts in full.
+  std::string hostname{};
+  std::optional<MachineId> machine_id{};
+  uint64_t generation = 0;  // 0, or the one it has: the next one.
+  std::optional<MacAddress> mac{};
+  Connections connections = Connections::kKeep;  // A copy's are destroyed.
+  bool set_env = false;
+  std::vector<std::string> env{};  // "NAME=value".
+};
+
+// The answer to the three.
+struct SleepResult {
+  int32_t error = 0;   // The guest's errno; 0: done.
+  std::string text{};  // What failed, or, when done, what was left out.
+  uint64_t flush_ns = 0, freeze_ns = 0;  // kFreeze: how long each took.
+};
+
 using Encoded = std::vector<uint8_t>;
 using Fields = std::span<const uint8_t>;
 
@@ -163,6 +206,9 @@ Encoded Encode(const FileRequest& message);
 Encoded Encode(const FileEntry& message);
 Encoded Encode(const FileResult& message);
 Encoded Encode(const PortRequest& message);
+Encoded Encode(const FreezeRequest& message);
+Encoded Encode(const WakeRequest& message);
+Encoded Encode(const SleepResult& message);
 bool Decode(Fields fields, ExecRequest* message);
 bool Decode(Fields fields, Started* message);
 bool Decode(Fields fields, ExecControl* message);
@@ -172,6 +218,9 @@ bool Decode(Fields fields, FileRequest* message);
 bool Decode(Fields fields, FileEntry* message);
 bool Decode(Fields fields, FileResult* message);
 bool Decode(Fields fields, PortRequest* message);
+bool Decode(Fields fields, FreezeRequest* message);
+bool Decode(Fields fields, WakeRequest* message);
+bool Decode(Fields fields, SleepResult* message);
 
 // Lists and trees go over a channel as records: 4 bytes of length, then so many
 // bytes of fields.

@@ -115,23 +115,36 @@ inline std::string WritableCgroup() {
 // The agent as an ordinary process, with a client or with a bare socket.
 class RunningAgent {
  public:
+  struct Options {
+    std::string run_directory{};  // Stands for /run/catnap.
+    bool cgroups = true;          // Where there are any.
+    // It waits for another connection when the first has ended.
+    bool reconnects = false;
+  };
+
   // `program` is the agent's path.
   explicit RunningAgent(
       const std::string& program,
       std::shared_ptr<agent::ServiceListener> services = nullptr)
+      : RunningAgent(program, Options{}, std::move(services)) {}
+  RunningAgent(const std::string& program, const Options& options,
+               std::shared_ptr<agent::ServiceListener> services = nullptr)
       : services_(std::move(services)) {
-    std::array<int, 2> pair{};
-    if (::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair.data()) !=
-        0) {
-      std::abort();
-    }
-    ours_ = base::UniqueFd(pair[0]);
-    const base::UniqueFd theirs(pair[1]);
+    const base::UniqueFd theirs = MakePair(&ours_);
+    base::UniqueFd next;
+    if (options.reconnects) next = MakePair(&next_);
     // Not 3: it may be the socket itself, which then stays close-on-exec.
     const std::string number = std::to_string(kAgentFd);
-    const std::string cgroup = WritableCgroup();
+    const std::string next_number = std::to_string(kAgentFd + 1);
+    const std::string cgroup = options.cgroups ? WritableCgroup() : "";
     std::vector<std::string> texts = {program, "--fd", number};
     if (!cgroup.empty()) texts.insert(texts.end(), {"--cgroup", cgroup});
+    if (options.reconnects) {
+      texts.insert(texts.end(), {"--then-fd", next_number});
+    }
+    if (!options.run_directory.empty()) {
+      texts.insert(texts.end(), {"--run", options.run_directory});
+    }
     std::vector<char*> argv;
     argv.reserve(texts.size() + 1);
     for (std::string& text : texts) argv.push_back(text.data());
@@ -140,6 +153,9 @@ class RunningAgent {
     posix_spawn_file_actions_t actions;
     ::posix_spawn_file_actions_init(&actions);
     ::posix_spawn_file_actions_adddup2(&actions, theirs.get(), kAgentFd);
+    if (next.valid()) {
+      ::posix_spawn_file_actions_adddup2(&actions, next.get(), kAgentFd + 1);
+    }
     if (::posix_spawn(&pid_, program.c_str(), &actions, nullptr, argv.data(),
                       env.data()) != 0) {
       std::abort();
@@ -149,7 +165,14 @@ class RunningAgent {
   ~RunningAgent() {
     channel_.reset();
     ours_.Reset();
+    next_.Reset();
     Join();
+  }
+  // Ends the connection, and its client; client() is of the next one.
+  // REQUIRES: Options::reconnects; once.
+  void Reconnect() {
+    channel_.reset();
+    ours_ = std::move(next_);
   }
 
   // The exit status after its connection ended.
@@ -187,8 +210,19 @@ class RunningAgent {
  private:
   static constexpr int kAgentFd = 200;
 
+  static base::UniqueFd MakePair(base::UniqueFd* ours) {
+    std::array<int, 2> pair{};
+    if (::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair.data()) !=
+        0) {
+      std::abort();
+    }
+    *ours = base::UniqueFd(pair[0]);
+    return base::UniqueFd(pair[1]);
+  }
+
   std::shared_ptr<agent::ServiceListener> services_;
   base::UniqueFd ours_;
+  base::UniqueFd next_;
   pid_t pid_ = -1;
   std::unique_ptr<SocketChannel> channel_;
 };

@@ -41,6 +41,7 @@ class CgroupPool {
   // Its process has ended; others may live on in it.
   void Return(Cgroup group);
   bool available() const { return !base_.empty(); }
+  // The directory that all groups are below; "" when there are none.
   const std::string& base() const { return base_; }
 
  private:

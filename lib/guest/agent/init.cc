@@ -28,6 +28,7 @@ constexpr size_t kMaxCommandLine = 4096;
 constexpr size_t kMaxModuleList = 64 << 10;
 constexpr const char* kCgroup = "/sys/fs/cgroup";
 constexpr const char* kNewRoot = "/newroot";
+constexpr const char* kRunDirectory = "/run/catnap";
 
 void Complain(std::string_view what) {
   const std::string line = "catnap-agent: " + ErrorText(what, errno) + "\n";
@@ -122,6 +123,7 @@ GuestConfig SetUpGuest() {
 
   GuestConfig config;
   config.cgroup_root = kCgroup;
+  config.run_directory = kRunDirectory;
   const std::string_view port = Argument(command_line, "catnap.port=");
   std::from_chars(port.data(), port.data() + port.size(), config.port);
   return config;
@@ -135,7 +137,8 @@ void PowerOff() {
 }
 
 int ConnectToHost(uint32_t port) {
-  const int fd = socket(AF_VSOCK, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  const int fd =
+      socket(AF_VSOCK, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
   if (fd < 0) return -1;
   sockaddr_vm name{};
   name.svm_family = AF_VSOCK;
@@ -146,11 +149,19 @@ int ConnectToHost(uint32_t port) {
   setsockopt(fd, AF_VSOCK, SO_VM_SOCKETS_CONNECT_TIMEOUT, &patience,
              sizeof(patience));
   if (connect(fd, reinterpret_cast<const sockaddr*>(&name), sizeof(name)) !=
-      0) {
+          0 &&
+      errno != EINPROGRESS) {
     close(fd);
     return -1;
   }
   return fd;
+}
+
+int ConnectError(int fd) {
+  int error = 0;
+  socklen_t size = sizeof(error);
+  return getsockopt(fd, SOL_SOCKET, SO_ERROR, &error, &size) == 0 ? error
+                                                                  : errno;
 }
 
 }  // namespace catnap::guest

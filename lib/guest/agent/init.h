@@ -11,6 +11,7 @@ namespace catnap::guest {
 struct GuestConfig {
   uint32_t port = 1;  // `catnap.port=` of the kernel command line.
   std::string cgroup_root{};
+  std::string run_directory{};
 };
 
 // Mounts what a guest needs, makes the root disk "/", brings the loopback up,
@@ -21,9 +22,11 @@ GuestConfig SetUpGuest();
 // Ends the machine; what the disk's cache holds is written first.
 [[noreturn]] void PowerOff();
 
-// A connected vsock stream to the host; below 0: not now. Gives up after a
-// second.
+// Begins to connect a vsock stream with the host, without blocking. The
+// descriptor can be written to when it is connected; ConnectError() is not 0
+// when that failed, after a second at the latest. Below 0: not now.
 int ConnectToHost(uint32_t port);
+int ConnectError(int fd);
 
 }  // namespace catnap::guest
 

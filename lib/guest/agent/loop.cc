@@ -51,16 +51,19 @@ Loop::TimerId Loop::AddTimer(Time time, std::function<void()> run) {
 void Loop::RemoveTimer(const TimerId& timer) { timers_.erase(timer); }
 
 void Loop::RunOnce() {
-  int wait_ms = -1;
+  timespec wait{};
   if (!timers_.empty()) {
-    const auto left = std::chrono::ceil<std::chrono::milliseconds>(
-        timers_.begin()->first.first - std::chrono::steady_clock::now());
-    wait_ms = static_cast<int>(
-        std::clamp<int64_t>(left.count(), 0, int64_t{3'600'000}));
+    const auto left = std::clamp<std::chrono::nanoseconds>(
+        timers_.begin()->first.first - std::chrono::steady_clock::now(),
+        std::chrono::nanoseconds(0), std::chrono::hours(1));
+    wait.tv_sec = left.count() / 1'000'000'000;
+    wait.tv_nsec = left.count() % 1'000'000'000;
   }
   std::array<epoll_event, 64> events{};
-  const int count = epoll_wait(epoll_, events.data(),
-                               static_cast<int>(events.size()), wait_ms);
+  // Milliseconds would be too coarse for what waits for programs to stop.
+  const int count =
+      epoll_pwait2(epoll_, events.data(), static_cast<int>(events.size()),
+                   timers_.empty() ? nullptr : &wait, nullptr);
   for (int i = 0; i < count; ++i) {
     const epoll_event& event = events[static_cast<size_t>(i)];
     const int fd = static_cast<int>(event.data.u64 & UINT32_MAX);

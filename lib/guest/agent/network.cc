@@ -193,4 +193,19 @@ void SetUpNetwork() {
   WriteResolverFile(addresses.resolver);
 }
 
+int SetMacAddress(const std::array<uint8_t, 6>& address) {
+  const std::string name = FindInterface();
+  if (name.empty()) return ENODEV;
+  const int fd = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_ROUTE);
+  if (fd < 0) return errno;
+  ifinfomsg body{};
+  body.ifi_family = AF_UNSPEC;
+  body.ifi_index = static_cast<int>(if_nametoindex(name.c_str()));
+  Request request(RTM_NEWLINK, 0, body);
+  request.Add(IFLA_ADDRESS, address);
+  const int error = request.Send(fd);
+  close(fd);
+  return error;
+}
+
 }  // namespace catnap::guest

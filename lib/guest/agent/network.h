@@ -24,6 +24,10 @@ struct LinkAddresses {
 // fails is said on the console and left out.
 void SetUpNetwork();
 
+// Gives that interface another hardware address. Returns 0 or the errno: ENODEV
+// without an interface.
+int SetMacAddress(const std::array<uint8_t, 6>& address);
+
 }  // namespace catnap::guest
 
 #endif  // CATNAP_LIB_GUEST_AGENT_NETWORK_H_

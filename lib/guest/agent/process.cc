@@ -153,6 +153,10 @@ std::optional<ExitReport> Process::Start(const agent::ExecRequest& request) {
     plan.reset_oom_score = true;
   }
   cgroup_ = table_->cgroups()->Take();
+  if (table_->cgroups()->available() && !cgroup_.valid()) {
+    // It could not be frozen, nor killed with its tree.
+    return NotStarted(126, ErrorText("control group", errno));
+  }
   plan.cgroup_fd = cgroup_.fd;
   if (request.memory_limit_bytes != 0 &&
       !CgroupPool::LimitMemory(&cgroup_, request.memory_limit_bytes)) {
@@ -416,6 +420,7 @@ void Process::OnExit(int status, const rusage& usage) {
   }
   if (timer_.has_value()) table_->loop()->RemoveTimer(*timer_);
   timer_.reset();
+  time_left_.reset();
   CloseStdin();
   for (Output& output : outputs_) {
     if (output.fd < 0 || terminal_) continue;
@@ -430,6 +435,22 @@ void Process::OnExit(int status, const rusage& usage) {
         [this] { OnTimeout(); });
   }
   PumpOutput();
+}
+
+void Process::OnFreeze() {
+  if (!timer_.has_value() || exited_) return;
+  time_left_ = timer_->first - std::chrono::steady_clock::now();
+  table_->loop()->RemoveTimer(*timer_);
+  timer_.reset();
+}
+
+void Process::OnThaw(std::chrono::nanoseconds frozen) {
+  if (exited_) return;
+  started_ += frozen;
+  if (!time_left_.has_value()) return;
+  timer_ = table_->loop()->AddTimer(
+      std::chrono::steady_clock::now() + *time_left_, [this] { OnTimeout(); });
+  time_left_.reset();
 }
 
 bool Process::IsDone(const Output& output) const {

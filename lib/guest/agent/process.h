@@ -5,6 +5,7 @@
 #include <sys/types.h>
 
 #include <array>
+#include <chrono>
 #include <cstdint>
 #include <memory>
 #include <optional>
@@ -42,6 +43,9 @@ class Process final : private Loop::Watcher {
   void PumpOutput();
   void KillTree();
   void OnExit(int status, const rusage& usage);
+  // Its time stands still meanwhile: what was frozen has not run.
+  void OnFreeze();
+  void OnThaw(std::chrono::nanoseconds frozen);
 
   pid_t pid() const { return pid_; }
   bool attached() const { return server_ != nullptr; }
@@ -92,6 +96,8 @@ class Process final : private Loop::Watcher {
   uint64_t output_room_;  // Of the limit.
   Loop::Time started_{};
   std::optional<Loop::TimerId> timer_;
+  // While frozen, instead of the timer: what was left then.
+  std::optional<std::chrono::nanoseconds> time_left_;
   bool timed_out_ = false;
   bool exited_ = false;
   bool grace_over_ = false;  // Of a terminal, after the exit.
@@ -115,6 +121,8 @@ class ProcessTable final : private Loop::Watcher {
   Process* Find(uint64_t id);
   void Remove(uint64_t id);
   void KillAll();
+  void OnFreeze();
+  void OnThaw(std::chrono::nanoseconds frozen);
   // Destroys the processes that have ended. Between rounds of the loop.
   void DestroyEnded() { dead_.clear(); }
   // Reads and throws away what children that live on write, so that it does

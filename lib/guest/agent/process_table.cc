@@ -113,6 +113,14 @@ void ProcessTable::KillAll() {
   for (const auto& [id, process] : processes_) process->KillTree();
 }
 
+void ProcessTable::OnFreeze() {
+  for (const auto& [id, process] : processes_) process->OnFreeze();
+}
+
+void ProcessTable::OnThaw(std::chrono::nanoseconds frozen) {
+  for (const auto& [id, process] : processes_) process->OnThaw(frozen);
+}
+
 void ProcessTable::Drain(int fd) {
   auto drainer = std::make_unique<Drainer>(loop_, &drained_);
   if (drained_ >= kMaxDrained || !loop_->Add(fd, EPOLLIN, drainer.get())) {
