@@ -265,6 +265,15 @@ void AgentConnection::Continue() {
   if (link != nullptr) link->OnWritable();
 }
 
+void AgentConnection::Break(const absl::Status& why) {
+  std::shared_ptr<Link> link;
+  {
+    const base::MutexLock lock(&shared_->mutex);
+    link.swap(shared_->link);
+  }
+  if (link != nullptr) link->End(why);
+}
+
 void AgentConnection::Wake() {
   const base::MutexLock lock(&shared_->mutex);
   shared_->changed.NotifyAll();

@@ -58,6 +58,9 @@ class AgentConnection {
   void Attach(std::shared_ptr<vmm::GuestSockets> sockets);
   // The guest runs: sends what waited since Detach().
   void Continue();
+  // Ends the present connection, whose streams end with `why`; the agent may
+  // make another.
+  void Break(const absl::Status& why);
 
   // Ends the connection, and takes no other: streams end with CANCELLED.
   // Idempotent. Not from a handler.

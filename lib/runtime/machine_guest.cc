@@ -1,365 +1,426 @@
-#include "runtime/machine_guest.h"
+#include "runtime/sleeping_guest.h"
 
-#include <fcntl.h>
-
-#include <array>
-#include <atomic>
-#include <cstdlib>
 #include <system_error>
 #include <utility>
 
+#include "agent/sleep.h"
 #include "base/random.h"
 #include "base/status.h"
-#include "catnap/errors.h"
-#include "disk/cow_layer.h"
-#include "disk/loop_file.h"
-#include "disk/raw_disk.h"
-#include "io/file.h"
-#include "net/link.h"
-#include "runtime/agent_connection.h"
+#include "disk/layer_chain.h"
+#include "runtime/completion.h"
 #include "runtime/network_policy.h"
-#include "vmm/guest_devices.h"
-#include "vmm/host_check.h"
 
 namespace catnap::runtime {
 namespace {
 
-constexpr char kKernelName[] = "vmlinux";
-constexpr char kInitramfsName[] = "agent.initramfs";
-constexpr char kLayerName[] = "root.layer";
-constexpr char kCommandLine[] = "console=ttyS0 panic=-1 quiet";
+// For all programs to stand still. A guest that falls asleep has time; one that
+// is copied stands for this long at most, should it not work.
+constexpr std::chrono::milliseconds kSleepBound{1000};
+constexpr std::chrono::milliseconds kCaptureBound{250};
+// Of the agent's part, beside the bound: writing dirty data takes long.
+constexpr auto kFreezeLatest = std::chrono::seconds(60);
+constexpr auto kThawLatest = std::chrono::seconds(10);
+constexpr auto kWakeLatest = std::chrono::seconds(30);
 
-bool IsFile(const std::filesystem::path& path) {
+using TimePoint = std::chrono::steady_clock::time_point;
+
+agent::CallLimits Within(const agent::CallLimits& limits,
+                         std::chrono::steady_clock::duration latest) {
+  agent::CallLimits within = limits;
+  const TimePoint end = std::chrono::steady_clock::now() + latest;
+  if (!within.deadline.has_value() || *within.deadline > end) {
+    within.deadline = end;
+  }
+  return within;
+}
+
+vmm::StorageOptions StorageOf(const MachineMeans& means,
+                              const StoreOptions& options) {
+  return {.pool = means.workers,
+          .level = means.compression_level,
+          .durable = options.durable,
+          .stop = options.stop,
+          .deadline = options.deadline};
+}
+
+absl::Status CheckWanted(const StoreOptions& options) {
+  if (options.stop.stop_requested()) {
+    return absl::CancelledError("cancelled before the guest was stored");
+  }
+  if (options.deadline.has_value() &&
+      std::chrono::steady_clock::now() >= *options.deadline) {
+    return absl::DeadlineExceededError("the guest could not be stored in time");
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::Status TakeDisk(const std::filesystem::path& from,
+                      const GuestConfig& config) {
+  const std::string to = DiskDirectoryOf(config).string();
   std::error_code error;
-  return std::filesystem::is_regular_file(path, error);
+  std::filesystem::create_directory(to, error);
+  if (error) return ErrnoError(error.value(), "make {}", to);
+  CATNAP_ASSIGN_OR_RETURN(const auto base,
+                          OpenBaseDisk(*config.image, config.loop));
+  CATNAP_ASSIGN_OR_RETURN(const disk::LayerChain chain,
+                          disk::ReadChain(from.string(), base.get()));
+  CATNAP_RETURN_IF_ERROR(disk::RemoveChain(to));
+  return disk::LinkChain(chain.layers, to, disk::CopyMode::kLink);
 }
 
-// A disk of a guest, and what is kept to ask about it.
-struct RootDisk {
-  std::shared_ptr<disk::CowLayer> layer;
-  std::filesystem::path path;
-};
-
-// What a guest's disk waits for, shared with the disk's callback.
-struct Parked {
-  base::Mutex mutex;
-  std::string text ABSL_GUARDED_BY(mutex);
-};
-
-absl::StatusOr<std::shared_ptr<disk::RawDisk>> OpenRaw(
-    const std::filesystem::path& path, bool read_only, disk::DiskId id,
-    io::EventLoop* loop) {
-  auto file =
-      disk::LoopFile::Open(path.string(), read_only ? O_RDONLY : O_RDWR, loop);
-  if (!file.ok()) return AddContext(file.status(), path.string());
-  return disk::RawDisk::Create(*std::move(file),
-                               {.read_only = read_only, .id = id});
+CapturedMachine::~CapturedMachine() {
+  std::error_code error;  // What stays is removed when the Host is opened.
+  std::filesystem::remove_all(disk_directory_, error);
 }
 
-absl::StatusOr<std::shared_ptr<disk::CowLayer>> MakeRootLayer(
-    const GuestConfig& config, const std::shared_ptr<Parked>& parked) {
-  CATNAP_ASSIGN_OR_RETURN(auto base,
-                          OpenRaw(config.image->directory / kRootDiskName, true,
-                                  config.image->disk_id, config.loop));
-  const std::string path = (config.directory / kLayerName).string();
+absl::StatusOr<StoredSizes> CapturedMachine::Store(
+    const std::filesystem::path& directory, const StoreOptions& options) {
+  CATNAP_ASSIGN_OR_RETURN(const auto base, OpenBaseDisk(*image_, loop_));
   CATNAP_ASSIGN_OR_RETURN(
-      auto file,
-      disk::LoopFile::Open(path, O_RDWR | O_CREAT | O_EXCL, config.loop));
-  disk::CowLayerOptions options;
-  options.on_parked = [parked](const std::string& reason) {
-    const base::MutexLock lock(&parked->mutex);
-    parked->text = reason;
-  };
-  return disk::CowLayer::CreateOnTop(std::move(file), std::move(base),
-                                     std::move(options));
+      const disk::LayerChain chain,
+      disk::ReadChain(disk_directory_.string(), base.get()));
+  CATNAP_RETURN_IF_ERROR(
+      disk::LinkChain(chain.layers, directory.string(), disk::CopyMode::kLink));
+  CATNAP_ASSIGN_OR_RETURN(
+      const vmm::StorageSizes sizes,
+      template_->Store(directory.string(), StorageOf(means_, options)));
+  return StoredSizes{.stored_bytes = sizes.written_bytes,
+                     .own_bytes = sizes.own_bytes};
 }
 
-absl::StatusOr<std::shared_ptr<net::Link>> MakeLink(
-    const GuestConfig& config, std::shared_ptr<const net::Policy> policy,
-    base::Logger log) {
-  net::LinkOptions options;
-  options.log = std::move(log);
-  if (config.tap != nullptr) {
-    // The caller's stays the caller's.
-    options.tap =
-        base::UniqueFd(::fcntl(config.tap->get(), F_DUPFD_CLOEXEC, 0));
-    if (!options.tap.valid()) return ErrnoError(errno, "duplicate tap");
+MachineGuest::MachineGuest(const MachineMeans& means, GuestConfig config,
+                           std::shared_ptr<const vmm::GuestTemplate> image)
+    : means_(means),
+      config_(std::move(config)),
+      image_(std::move(image)),
+      log_({.sink = config_.log,
+            .executor = config_.executor,
+            .vm_id = config_.vm_id,
+            .source = "guest"}),
+      egress_(config_.egress) {}
+
+absl::StatusOr<std::unique_ptr<Guest>> MachineGuest::Start(
+    const MachineMeans& means, GuestConfig config,
+    std::shared_ptr<const vmm::GuestTemplate> image,
+    std::shared_ptr<const vmm::GuestTemplate> origin) {
+  const bool boots = origin == nullptr;
+  const bool is_copy = config.origin.has_value() && config.origin->is_copy;
+  auto services = std::move(config.services);
+  const auto prepared = std::move(config.on_prepared);
+  // new: the constructor is private.
+  std::unique_ptr<MachineGuest> guest(
+      new MachineGuest(means, std::move(config), std::move(image)));
+  CATNAP_ASSIGN_OR_RETURN(
+      std::shared_ptr<RunningMachine> running,
+      RunningMachine::Create(means, guest->config_, std::move(origin)));
+  if (prepared != nullptr) CATNAP_RETURN_IF_ERROR(prepared());
+  if (!boots) {
+    // Whoever the agent talked to was in another process, or talks to another
+    // machine: it connects again.
+    running->sockets()->ResetTransport();
+    if (is_copy) {
+      CATNAP_RETURN_IF_ERROR(running->machine().ChangeGenerationId());
+    }
   }
-  CATNAP_ASSIGN_OR_RETURN(auto link,
-                          net::Link::Create(std::move(options), config.loop));
-  link->SetPolicy(std::move(policy));
-  return link;
+  guest->connection_ =
+      std::make_unique<AgentConnection>(running->sockets(), guest->config_.loop,
+                                        means.clock, std::move(services));
+  {
+    const base::MutexLock lock(&guest->mutex_);
+    guest->origin_ = running->origin();
+    guest->running_ = running;
+  }
+  CATNAP_RETURN_IF_ERROR(running->machine().Start());
+  if (!boots) {
+    CATNAP_RETURN_IF_ERROR(guest->WakePrograms(is_copy, {}));
+  }
+  return std::unique_ptr<Guest>(std::move(guest));
 }
 
-GuestEnd EndOf(const vmm::MachineExit& exit, const std::string& console) {
-  const auto end = [&exit](TerminationReason reason, const char* text) {
-    return GuestEnd{reason, exit.detail.empty()
-                                ? std::string(text)
-                                : fmt::format("{}: {}", text, exit.detail)};
-  };
-  switch (exit.reason) {
-    case vmm::EndReason::kStopped:
-      return end(TerminationReason::kRequested, "it was stopped");
-    case vmm::EndReason::kPowerOff:
-      return end(TerminationReason::kGuestShutdown,
-                 "the guest switched itself off");
-    case vmm::EndReason::kReset:
-      if (console.find("Kernel panic") != std::string::npos) {
-        return end(TerminationReason::kGuestPanic,
-                   "the guest's kernel panicked; its console says why");
-      }
-      return end(TerminationReason::kGuestShutdown,
-                 "the guest asked for a reset");
-    case vmm::EndReason::kTripleFault:
-    case vmm::EndReason::kInternalError:
-    case vmm::EndReason::kEntryFailed:
-      return end(TerminationReason::kGuestFault,
-                 "the guest did what no CPU goes on after");
-    case vmm::EndReason::kMemoryFault:
-      return end(TerminationReason::kHostMemory,
-                 "the host had no memory for the guest");
-    case vmm::EndReason::kHostError:
-      break;
-  }
-  return end(TerminationReason::kInternal, "KVM failed");
-}
-
-}  // namespace
-
-absl::StatusOr<GuestFiles> FindGuestFiles(const std::filesystem::path& kernel) {
-  std::vector<std::filesystem::path> directories;
-  // NOLINTNEXTLINE(concurrency-mt-unsafe): the host program's own affair.
-  if (const char* named = std::getenv("CATNAP_GUEST_DIR"); named != nullptr) {
-    directories.emplace_back(named);
-  }
-  directories.emplace_back(CATNAP_INSTALLED_GUEST_DIR);
-  directories.emplace_back(CATNAP_BUILT_GUEST_DIR);
-  if (!kernel.empty() && !IsFile(kernel)) {
-    return Error(absl::StatusCode::kNotFound,
-                 "HostOptions::kernel is {}, which is no file",
-                 kernel.string());
-  }
-  for (const auto& directory : directories) {
-    GuestFiles files{kernel.empty() ? directory / kKernelName : kernel,
-                     directory / kInitramfsName};
-    if (IsFile(files.kernel) && IsFile(files.initramfs)) return files;
-  }
-  return Error(absl::StatusCode::kFailedPrecondition,
-               "no guest kernel: {} and {} are not in {}; install the "
-               "component guest_kernel, or name their directory by the "
-               "environment variable CATNAP_GUEST_DIR",
-               kKernelName, kInitramfsName, directories.front().string());
-}
-
-struct MachineFactory::Outstanding {
-  base::Mutex mutex;
-  base::CondVar none;
-  int holders ABSL_GUARDED_BY(mutex) = 0;
-};
-
-namespace {
-
-// A machine for as long as somebody may use its sockets. Goes on any thread.
-class Holder {
- public:
-  Holder(std::unique_ptr<vmm::Machine> machine, vmm::ShellPool* pool,
-         std::shared_ptr<MachineFactory::Outstanding> outstanding)
-      : machine_(std::move(machine)),
-        pool_(pool),
-        outstanding_(std::move(outstanding)) {
-    const base::MutexLock lock(&outstanding_->mutex);
-    ++outstanding_->holders;
-  }
-  ~Holder() {
-    pool_->Retire(std::move(machine_));
-    const base::MutexLock lock(&outstanding_->mutex);
-    if (--outstanding_->holders == 0) outstanding_->none.NotifyAll();
-  }
-  Holder(const Holder&) = delete;
-  Holder& operator=(const Holder&) = delete;
-
-  vmm::Machine& machine() { return *machine_; }
-
- private:
-  std::unique_ptr<vmm::Machine> machine_;
-  vmm::ShellPool* const pool_;  // Not owned.
-  const std::shared_ptr<MachineFactory::Outstanding> outstanding_;
-};
-
-class MachineGuest final : public Guest {
- public:
-  MachineGuest(std::shared_ptr<Holder> holder, RootDisk root,
-               std::shared_ptr<Parked> parked,
-               const std::shared_ptr<net::Link>& link,
-               std::unique_ptr<AgentConnection> connection)
-      : holder_(std::move(holder)),
-        root_(std::move(root)),
-        parked_(std::move(parked)),
-        link_(link),
-        connection_(std::move(connection)) {}
-  ~MachineGuest() override { Stop(); }
-
-  absl::StatusOr<std::shared_ptr<agent::Client>> WaitForClient(
-      std::chrono::steady_clock::time_point deadline,
-      const std::function<bool()>& give_up) override {
-    return connection_->WaitForClient(deadline, give_up);
-  }
-  void Wake() override { connection_->Wake(); }
-
-  void Stop() override {
-    holder_->machine().Stop();
-    connection_->Close();
-  }
-
-  std::string ConsoleTail() const override {
-    return holder_->machine().console().Tail();
-  }
-  double VcpuSeconds() const override {
-    return std::chrono::duration<double>(holder_->machine().vcpu_time())
-        .count();
-  }
-  uint64_t StoredBytes() const override {
-    return root_.layer->allocated_bytes();
-  }
-  std::string WaitsFor() const override {
-    const base::MutexLock lock(&parked_->mutex);
-    return parked_->text;
-  }
-  absl::Status SetEgress(const NetworkPolicy& policy) override {
-    CATNAP_ASSIGN_OR_RETURN(auto compiled, CompilePolicy(policy));
-    const auto link = link_.lock();
-    if (link != nullptr) link->SetPolicy(std::move(compiled));
-    return absl::OkStatus();
-  }
-  absl::StatusOr<StoredSizes> Suspend(const std::filesystem::path&,
-                                      const StoreOptions&) override {
-    return absl::UnimplementedError("suspend");
-  }
-  absl::Status Resume(const std::filesystem::path&,
-                      const agent::CallLimits&) override {
-    return absl::UnimplementedError("resume");
-  }
-  absl::StatusOr<std::shared_ptr<CapturedGuest>> Capture(
-      const agent::CallLimits&) override {
-    return absl::UnimplementedError("capture");
-  }
-
- private:
-  const std::shared_ptr<Holder> holder_;
-  const RootDisk root_;
-  const std::shared_ptr<Parked> parked_;
-  // The device's, which goes where a link may be destroyed.
-  const std::weak_ptr<net::Link> link_;
-  const std::unique_ptr<AgentConnection> connection_;
-};
-
-}  // namespace
-
-MachineFactory::MachineFactory(Options options)
-    : options_(std::move(options)),
-      outstanding_(std::make_shared<Outstanding>()) {}
-
-MachineFactory::~MachineFactory() {
-  const base::MutexLock lock(&outstanding_->mutex);
-  while (outstanding_->holders > 0) {
-    outstanding_->none.Wait(&outstanding_->mutex);
-  }
-}
-
-absl::StatusOr<vmm::ShellPool*> MachineFactory::Pool() {
+MachineGuest::Running MachineGuest::running() const {
   const base::MutexLock lock(&mutex_);
-  if (pool_ == nullptr) {
-    CATNAP_ASSIGN_OR_RETURN(auto system, kvm::System::Open());
-    CATNAP_RETURN_IF_ERROR(vmm::CheckRunsLinux(system));
-    CATNAP_ASSIGN_OR_RETURN(pool_,
-                            vmm::ShellPool::Create(std::move(system), {}));
-  }
-  return pool_.get();
+  return running_;
 }
 
-absl::StatusOr<std::unique_ptr<Guest>> MachineFactory::Start(
-    GuestConfig config) {
-  CATNAP_ASSIGN_OR_RETURN(auto policy, CompilePolicy(config.egress));
-  CATNAP_ASSIGN_OR_RETURN(vmm::ShellPool* const pool, Pool());
-  CATNAP_ASSIGN_OR_RETURN(const GuestFiles files,
-                          FindGuestFiles(options_.kernel));
-  CATNAP_ASSIGN_OR_RETURN(const base::UniqueFd kernel,
-                          io::OpenFile(files.kernel.string(), O_RDONLY));
-  CATNAP_ASSIGN_OR_RETURN(const base::UniqueFd initramfs,
-                          io::OpenFile(files.initramfs.string(), O_RDONLY));
+absl::StatusOr<MachineGuest::Running> MachineGuest::Awake() const {
+  const base::MutexLock lock(&mutex_);
+  if (running_ != nullptr && !stopped_) return running_;
+  return absl::FailedPreconditionError(
+      stopped_ ? "the guest has ended" : "the guest is asleep already");
+}
 
-  const auto parked = std::make_shared<Parked>();
-  CATNAP_ASSIGN_OR_RETURN(auto layer, MakeRootLayer(config, parked));
-  vmm::GuestDevices devices;
-  devices.disks.push_back(
-      {.disk = layer, .serial = "root", .cancel_parked = [disk = layer] {
-         disk->CancelParked();
-       }});
-  for (const Disk& disk : config.disks) {
-    CATNAP_ASSIGN_OR_RETURN(
-        auto raw, OpenRaw(disk.image, disk.read_only, {}, config.loop));
-    devices.disks.push_back(
-        {.disk = std::move(raw), .serial = disk.serial, .cancel_parked = {}});
+void MachineGuest::Stop() {
+  Running last;
+  {
+    const base::MutexLock lock(&mutex_);
+    stopped_ = true;
+    last = running_;
   }
+  if (last != nullptr) last->machine().Stop();
+  if (connection_ != nullptr) connection_->Close();
+}
 
-  const auto logger = [&config](const char* source) {
-    return base::Logger({.sink = config.log,
-                         .executor = config.executor,
-                         .vm_id = config.vm_id,
-                         .source = source});
-  };
-  CATNAP_ASSIGN_OR_RETURN(const auto link,
-                          MakeLink(config, std::move(policy), logger("net")));
-  devices.link = link;
+std::string MachineGuest::ConsoleTail() const {
+  const Running now = running();
+  if (now != nullptr) return now->machine().console().Tail();
+  const base::MutexLock lock(&mutex_);
+  return console_tail_;
+}
 
-  vmm::ShellConfig shell;
-  shell.memory_bytes = config.image->memory_bytes;
-  shell.vcpus = static_cast<int>(config.image->vcpus);
-  switch (config.image->cpu_baseline) {
-    case CpuBaseline::kX86_64V2:
-      shell.cpu_baseline = arch::CpuBaseline::kX86_64V2;
-      break;
-    case CpuBaseline::kX86_64V3:
-      shell.cpu_baseline = arch::CpuBaseline::kX86_64V3;
-      break;
-    case CpuBaseline::kHost:
-      shell.cpu_baseline = arch::CpuBaseline::kHost;
-      break;
+double MachineGuest::VcpuSeconds() const {
+  const Running now = running();
+  const base::MutexLock lock(&mutex_);
+  if (now == nullptr) return vcpu_seconds_;
+  return vcpu_seconds_ +
+         std::chrono::duration<double>(now->machine().vcpu_time()).count();
+}
+
+uint64_t MachineGuest::StoredBytes() const {
+  const Running now = running();
+  if (now != nullptr) return now->root()->allocated_bytes();
+  const base::MutexLock lock(&mutex_);
+  return stored_bytes_;
+}
+
+std::string MachineGuest::WaitsFor() const {
+  const Running now = running();
+  return now == nullptr ? "" : now->WaitsFor();
+}
+
+uint64_t MachineGuest::OutboundFrames() const {
+  const Running now = running();
+  const auto link = now == nullptr ? nullptr : now->link();
+  return link == nullptr ? 0 : link->stats().gate.frames_out;
+}
+
+absl::Status MachineGuest::SetEgress(const NetworkPolicy& policy) {
+  CATNAP_ASSIGN_OR_RETURN(auto compiled, CompilePolicy(policy));
+  Running now;
+  {
+    const base::MutexLock lock(&mutex_);
+    egress_ = policy;
+    now = running_;
   }
-  shell.device_pages = vmm::DevicePages(devices);
-  shell.kick_signal = options_.kick_signal;
-  CATNAP_ASSIGN_OR_RETURN(auto machine, pool->Take(shell));
-  auto holder =
-      std::make_shared<Holder>(std::move(machine), pool, outstanding_);
+  const auto link = now == nullptr ? nullptr : now->link();
+  if (link != nullptr) link->SetPolicy(std::move(compiled));
+  return absl::OkStatus();
+}
 
+absl::Status MachineGuest::FreezePrograms(std::chrono::milliseconds bound,
+                                          const agent::CallLimits& limits) {
+  const agent::CallLimits within = Within(limits, kFreezeLatest);
+  CATNAP_ASSIGN_OR_RETURN(const auto client,
+                          WaitForClient(*within.deadline, [&within] {
+                            return within.stop.stop_requested();
+                          }));
+  const Completion<absl::Status> frozen;
+  agent::Freeze(client.get(), {.bound = bound, .flush = true}, within,
+                [frozen](const absl::StatusOr<agent::FreezeReport>& report) {
+                  frozen.Set(report.status());
+                });
+  return frozen.Wait();
+}
+
+void MachineGuest::ThawPrograms() {
+  const agent::CallLimits within = Within({}, kThawLatest);
+  const auto client = WaitForClient(*within.deadline, nullptr);
+  if (!client.ok()) return;  // The next connection's wake thaws them.
+  const Completion<absl::Status> thawed;
+  agent::Thaw(client->get(), within,
+              [thawed](absl::Status status) { thawed.Set(std::move(status)); });
+  log_.LogIfError(thawed.Wait(), "let the guest's programs go on");
+}
+
+absl::Status MachineGuest::WakePrograms(bool is_copy,
+                                        const agent::CallLimits& limits) {
+  const agent::CallLimits within = Within(limits, kWakeLatest);
+  CATNAP_ASSIGN_OR_RETURN(const auto client,
+                          WaitForClient(*within.deadline, [&within] {
+                            return within.stop.stop_requested();
+                          }));
+  agent::WakeOptions options;
+  options.is_copy = is_copy;
+  options.connections = agent::Connections::kDestroy;
+  if (is_copy) {
+    options.hostname = config_.vm_id;
+    CATNAP_ASSIGN_OR_RETURN(options.machine_id, base::RandomBytes<16>());
+    CATNAP_ASSIGN_OR_RETURN(const auto generation, base::RandomBytes<8>());
+    for (const uint8_t byte : generation) {
+      options.generation = options.generation << 8 | byte;
+    }
+  }
+  const Completion<absl::StatusOr<std::string>> awake;
+  agent::Wake(client.get(), options, within,
+              [awake](absl::StatusOr<std::string> left_out) {
+                awake.Set(std::move(left_out));
+              });
+  CATNAP_ASSIGN_OR_RETURN(const std::string left_out, awake.Wait());
+  if (!left_out.empty()) {
+    log_.Warning("the guest woke without some of its identity: {}", left_out);
+  }
+  return absl::OkStatus();
+}
+
+void MachineGuest::GoOn(RunningMachine& running) {
+  log_.LogIfError(running.machine().Start(), "let the guest go on");
+  connection_->Continue();
+  ThawPrograms();
+}
+
+absl::StatusOr<StoredSizes> MachineGuest::StoreStanding(
+    RunningMachine& running, const std::filesystem::path& directory,
+    const StoreOptions& options) {
+  CATNAP_ASSIGN_OR_RETURN(const auto sections, running.machine().Save());
+  CATNAP_RETURN_IF_ERROR(running.root()->Freeze());
+  CATNAP_RETURN_IF_ERROR(CheckWanted(options));
+  std::shared_ptr<const vmm::GuestTemplate> origin;
+  {
+    const base::MutexLock lock(&mutex_);
+    origin = origin_;
+  }
+  CATNAP_RETURN_IF_ERROR(
+      running.root()->LinkInto(directory.string(), disk::CopyMode::kLink));
   CATNAP_ASSIGN_OR_RETURN(
-      vmm::GuestSockets* const sockets,
-      vmm::AttachGuestDevices(&holder->machine(), std::move(devices),
-                              config.loop, logger("device")));
-  vmm::LaunchConfig launch;
-  launch.linux_kernel = {.kernel_fd = kernel.get(),
-                         .initramfs_fd = initramfs.get(),
-                         .command_line = kCommandLine};
-  if (config.log != nullptr) {
-    launch.on_console_line = [console = logger("console")](
-                                 std::string_view line, uint64_t /*dropped*/) {
-      console.Line(LogSeverity::kInfo, line);
-    };
+      const vmm::StorageSizes sizes,
+      vmm::StoreMachine(&running.machine(), sections, origin.get(),
+                        directory.string(), StorageOf(means_, options)));
+  CATNAP_RETURN_IF_ERROR(CheckWanted(options));
+  return StoredSizes{.stored_bytes = sizes.written_bytes,
+                     .own_bytes = sizes.own_bytes};
+}
+
+absl::StatusOr<StoredSizes> MachineGuest::Suspend(
+    const std::filesystem::path& directory, const StoreOptions& options) {
+  const base::MutexLock change(&change_mutex_);
+  CATNAP_ASSIGN_OR_RETURN(Running running, Awake());
+  const agent::CallLimits limits(options.deadline, options.stop);
+  CATNAP_RETURN_IF_ERROR(running->root()->PrepareFreeze());
+  CATNAP_RETURN_IF_ERROR(FreezePrograms(kSleepBound, limits));
+  absl::StatusOr<StoredSizes> stored = StoredSizes();
+  if (absl::Status paused = running->machine().Pause(); !paused.ok()) {
+    stored = std::move(paused);
+  } else {
+    stored = StoreStanding(*running, directory, options);
   }
-  launch.on_end = [on_end = std::move(config.on_end),
-                   machine = &holder->machine()](const vmm::MachineExit& exit) {
-    if (exit.reason == vmm::EndReason::kStopped || on_end == nullptr) return;
-    on_end(EndOf(exit, machine->console().Tail()));
-  };
-  CATNAP_RETURN_IF_ERROR(holder->machine().Launch(std::move(launch)));
-  auto connection = std::make_unique<AgentConnection>(
-      std::shared_ptr<vmm::GuestSockets>(holder, sockets), config.loop,
-      options_.clock, std::move(config.services));
-  CATNAP_RETURN_IF_ERROR(holder->machine().Start());
-  return std::unique_ptr<Guest>(new MachineGuest(
-      std::move(holder),
-      {.layer = std::move(layer), .path = config.directory / kLayerName},
-      parked, link, std::move(connection)));
+  if (!stored.ok()) {
+    GoOn(*running);
+    return stored;
+  }
+  connection_->Detach();
+  const base::MutexLock lock(&mutex_);
+  vcpu_seconds_ +=
+      std::chrono::duration<double>(running->machine().vcpu_time()).count();
+  console_tail_ = running->machine().console().Tail();
+  stored_bytes_ = running->root()->allocated_bytes();
+  origin_.reset();
+  running_.reset();
+  return stored;
+}
+
+absl::Status MachineGuest::Resume(const std::filesystem::path& directory,
+                                  const agent::CallLimits& limits) {
+  const base::MutexLock change(&change_mutex_);
+  GuestConfig config = config_;
+  {
+    const base::MutexLock lock(&mutex_);
+    if (stopped_) return absl::FailedPreconditionError("the guest has ended");
+    if (running_ != nullptr) return absl::OkStatus();
+    config.egress = egress_;
+  }
+  CATNAP_ASSIGN_OR_RETURN(
+      auto origin,
+      vmm::GuestTemplate::Load(directory.string(),
+                               vmm::GuestTemplate::Role::kGuest, image_,
+                               {.pool = means_.workers,
+                                .stop = limits.stop,
+                                .deadline = limits.deadline}));
+  CATNAP_RETURN_IF_ERROR(TakeDisk(directory, config));
+  CATNAP_ASSIGN_OR_RETURN(
+      Running running,
+      RunningMachine::Create(means_, config, std::move(origin)));
+  {
+    const base::MutexLock lock(&mutex_);
+    // Stop() stops what is here, and nothing that comes later.
+    if (stopped_) return absl::FailedPreconditionError("the guest has ended");
+    running_ = running;
+    origin_ = running->origin();
+  }
+  connection_->Attach(running->sockets());
+  absl::Status awake = running->machine().Start();
+  if (awake.ok()) {
+    connection_->Continue();
+    awake = WakePrograms(/*is_copy=*/false, limits);
+  }
+  if (awake.ok()) return absl::OkStatus();
+  // It sleeps on, as it was stored. What the connection carried meanwhile is
+  // not in there: the agent has to make another.
+  running->machine().Stop();
+  connection_->Break(absl::UnavailableError(
+      "the guest could not be woken, and its connections were lost"));
+  connection_->Detach();
+  const base::MutexLock lock(&mutex_);
+  running_.reset();
+  origin_.reset();
+  return awake;
+}
+
+absl::StatusOr<std::shared_ptr<CapturedGuest>> MachineGuest::CaptureStanding(
+    RunningMachine& running, vmm::MachineCapture& capture,
+    const std::filesystem::path& disk_directory) {
+  CATNAP_ASSIGN_OR_RETURN(auto sections, running.machine().Save());
+  CATNAP_RETURN_IF_ERROR(running.root()->Freeze());
+  CATNAP_RETURN_IF_ERROR(capture.Take(&running.machine(), std::move(sections)));
+  CATNAP_RETURN_IF_ERROR(running.machine().Start());
+  connection_->Continue();
+  ThawPrograms();
+  CATNAP_ASSIGN_OR_RETURN(auto captured, capture.Finish());
+  {
+    const base::MutexLock lock(&mutex_);
+    origin_ = captured;
+  }
+  CATNAP_RETURN_IF_ERROR(
+      running.root()->LinkInto(disk_directory.string(), disk::CopyMode::kLink));
+  return std::shared_ptr<CapturedGuest>(
+      std::make_shared<CapturedMachine>(std::move(captured), disk_directory,
+                                        config_.image, config_.loop, means_));
+}
+
+absl::StatusOr<std::shared_ptr<CapturedGuest>> MachineGuest::Capture(
+    const agent::CallLimits& limits) {
+  const base::MutexLock change(&change_mutex_);
+  CATNAP_ASSIGN_OR_RETURN(const Running running, Awake());
+  std::shared_ptr<const vmm::GuestTemplate> origin;
+  std::filesystem::path disk_directory;
+  {
+    const base::MutexLock lock(&mutex_);
+    origin = origin_;
+    disk_directory = config_.directory.parent_path() /
+                     fmt::format(".captured-{}-{}", config_.vm_id, ++captures_);
+  }
+  std::error_code error;
+  std::filesystem::remove_all(disk_directory, error);
+  std::filesystem::create_directory(disk_directory, error);
+  if (error) {
+    return ErrnoError(error.value(), "make {}", disk_directory.string());
+  }
+  CATNAP_ASSIGN_OR_RETURN(
+      const auto capture,
+      vmm::MachineCapture::Prepare(&running->machine(), std::move(origin)));
+  CATNAP_RETURN_IF_ERROR(running->root()->PrepareFreeze());
+  CATNAP_RETURN_IF_ERROR(FreezePrograms(kCaptureBound, limits));
+  absl::StatusOr<std::shared_ptr<CapturedGuest>> captured;
+  if (absl::Status paused = running->machine().Pause(); !paused.ok()) {
+    captured = std::move(paused);
+  } else {
+    captured = CaptureStanding(*running, *capture, disk_directory);
+  }
+  if (!captured.ok()) {
+    GoOn(*running);
+    std::filesystem::remove_all(disk_directory, error);
+  }
+  return captured;
 }
 
 }  // namespace catnap::runtime

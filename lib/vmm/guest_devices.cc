@@ -16,9 +16,8 @@ constexpr int kOtherDevices = 3;  // Sockets, entropy, balloon.
 
 }  // namespace
 
-int DevicePages(const GuestDevices& devices) {
-  return static_cast<int>(devices.disks.size()) + kOtherDevices +
-         (devices.link == nullptr ? 0 : 1);
+int DevicePages(size_t disks, bool has_link) {
+  return static_cast<int>(disks) + kOtherDevices + (has_link ? 1 : 0);
 }
 
 absl::StatusOr<GuestSockets*> AttachGuestDevices(Machine* machine,

@@ -30,7 +30,10 @@ struct GuestDevices {
 };
 
 // Register pages that they take.
-int DevicePages(const GuestDevices& devices);
+int DevicePages(size_t disks, bool has_link);
+inline int DevicePages(const GuestDevices& devices) {
+  return DevicePages(devices.disks.size(), devices.link != nullptr);
+}
 
 // Puts them into `machine` before its guest runs. `loop` serves them; borrowed,
 // it must outlive the machine. Returns the sockets, which the machine owns.

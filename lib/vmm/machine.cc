@@ -223,19 +223,25 @@ absl::Status Machine::Launch(LaunchConfig config) {
     return absl::InvalidArgumentError(
         "set exactly one of linux_kernel, state and saved");
   }
-  if (config.linux_kernel.has_value() && config.template_memfd >= 0) {
+  const bool has_content =
+      config.template_memfd >= 0 || config.image != nullptr;
+  if (config.linux_kernel.has_value() && has_content) {
     return absl::InvalidArgumentError(
-        "linux_kernel needs zeroed memory: leave template_memfd at -1");
+        "linux_kernel needs zeroed memory: set neither template_memfd nor "
+        "image");
   }
-  if (config.saved != nullptr && config.template_memfd < 0) {
+  if (config.saved != nullptr && !has_content) {
     return absl::InvalidArgumentError(
-        "saved needs the memory that was saved with it: set template_memfd");
+        "saved needs the memory that was saved with it: set template_memfd or "
+        "image");
   }
   const auto* const saved = std::exchange(config.saved, nullptr);
   launch_ = std::move(config);
   // Whatever the guest's memory is to hold is mapped here, into the range that
   // the shell's slots name already.
-  if (launch_.template_memfd >= 0) {
+  if (launch_.image != nullptr) {
+    CATNAP_RETURN_IF_ERROR(memory_->MapImage(std::exchange(launch_.image, {})));
+  } else if (launch_.template_memfd >= 0) {
     CATNAP_RETURN_IF_ERROR(memory_->MapPrivate(launch_.template_memfd));
   } else {
     CATNAP_RETURN_IF_ERROR(memory_->MapAnonymous());

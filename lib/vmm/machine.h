@@ -69,6 +69,8 @@ struct LaunchConfig {
   // Guest memory: a sealed memfd of at least memory_bytes, mapped
   // copy-on-write; -1: zeroed memory. Borrowed for the call.
   int template_memfd = -1;
+  // The same as an image; null: see above. For what has to be saved again.
+  std::shared_ptr<const memory::MemoryImage> image{};
   // One of the three says where the guest starts: a kernel to load (with
   // zeroed memory only), the first vCPU's state that fits the template's
   // content, or what Machine::Save() returned when the template was copied.

@@ -1,0 +1,296 @@
+#include "vmm/guest_template.h"
+
+#include <sys/stat.h>
+
+#include <algorithm>
+#include <utility>
+
+#include "base/page_range.h"
+#include "base/status.h"
+#include "memory/guest_memory.h"
+#include "memory/memory_file.h"
+#include "memory/page_map.h"
+#include "snapshot/reader.h"
+#include "snapshot/writer.h"
+
+namespace catnap::vmm {
+namespace {
+
+using base::PageRange;
+using memory::Extent;
+using memory::MemoryImage;
+
+snapshot::WriteOptions WriteOptionsOf(const StorageOptions& options) {
+  snapshot::WriteOptions write;
+  write.pool = options.pool;
+  write.level = options.level;
+  write.durable = options.durable;
+  write.stop = options.stop;
+  write.deadline = options.deadline;
+  return write;
+}
+
+snapshot::ReadOptions ReadOptionsOf(const StorageOptions& options) {
+  snapshot::ReadOptions read;
+  read.pool = options.pool;
+  read.stop = options.stop;
+  read.deadline = options.deadline;
+  return read;
+}
+
+uint64_t BytesOf(const std::vector<PageRange>& ranges) {
+  uint64_t bytes = 0;
+  for (const PageRange& range : ranges) bytes += range.length;
+  return bytes;
+}
+
+uint64_t StoredBytesOf(const snapshot::PageIndex& index) {
+  uint64_t bytes = 0;
+  for (const snapshot::ChunkFile& file : index.files) bytes += file.file_bytes;
+  return bytes;
+}
+
+// `base` with zeros where the snapshot says so. Short runs, which are not worth
+// a mapping, are pages of zeros in `file`; they are added to `ranges`.
+absl::StatusOr<std::shared_ptr<const MemoryImage>> LayZeros(
+    const std::shared_ptr<const MemoryImage>& base,
+    const std::vector<PageRange>& zeros, memory::MemoryFile* file,
+    std::vector<PageRange>* ranges) {
+  std::vector<PageRange> wide;
+  for (const PageRange& zero : zeros) {
+    if (zero.length >= MemoryImage::kMinZeroBytes) {
+      wide.push_back(zero);
+    } else {
+      CATNAP_RETURN_IF_ERROR(file->Populate(zero));
+      ranges->push_back(zero);
+    }
+  }
+  if (wide.empty()) return base;
+  std::vector<Extent> extents;
+  auto next = wide.begin();
+  for (const Extent& extent : base->extents()) {
+    uint64_t at = extent.offset;
+    const uint64_t end = extent.offset + extent.length;
+    while (at < end) {
+      while (next != wide.end() && next->offset + next->length <= at) ++next;
+      const bool inside = next != wide.end() && next->offset <= at;
+      uint64_t until = end;
+      if (next != wide.end()) {
+        until =
+            std::min(end, inside ? next->offset + next->length : next->offset);
+      }
+      extents.push_back({.offset = at,
+                         .length = until - at,
+                         .file = inside ? Extent::kZero : extent.file});
+      at = until;
+    }
+  }
+  return MemoryImage::Create(base->size(), base->files(), std::move(extents));
+}
+
+// The pages of an image in this process's memory, to be read.
+absl::StatusOr<std::unique_ptr<memory::GuestMemory>> MapForReading(
+    const std::shared_ptr<const MemoryImage>& image) {
+  CATNAP_ASSIGN_OR_RETURN(
+      auto view, memory::GuestMemory::Reserve(
+                     {{.start = {}, .size = image->size(), .offset = 0}}));
+  CATNAP_RETURN_IF_ERROR(view->MapImage(image));
+  return view;
+}
+
+std::vector<PageRange> UnionOf(const std::vector<PageRange>& a,
+                               const std::vector<PageRange>& b) {
+  return snapshot::UnionOf(a, b);
+}
+
+bool IsDirectory(const std::string& path) {
+  struct stat info {};
+  return ::stat(path.c_str(), &info) == 0 && S_ISDIR(info.st_mode);
+}
+
+}  // namespace
+
+std::vector<PageRange> GuestTemplate::OwnRangesOf(const MemoryImage& image,
+                                                  const GuestTemplate* parent) {
+  std::vector<PageRange> own;
+  const auto add = [&own](uint64_t offset, uint64_t length) {
+    if (!own.empty() && own.back().offset + own.back().length == offset) {
+      own.back().length += length;
+    } else {
+      own.push_back({.offset = offset, .length = length});
+    }
+  };
+  if (parent == nullptr) {
+    for (const Extent& extent : image.extents()) {
+      if (extent.file != Extent::kZero) add(extent.offset, extent.length);
+    }
+    return own;
+  }
+  const MemoryImage& below = *parent->memory_;
+  size_t i = 0;
+  for (const Extent& extent : image.extents()) {
+    uint64_t at = extent.offset;
+    const uint64_t end = at + extent.length;
+    while (at < end) {
+      const Extent& under = below.extents()[i];
+      const uint64_t until = std::min(end, under.offset + under.length);
+      if (image.FileOf(extent) != below.FileOf(under)) add(at, until - at);
+      at = until;
+      if (at == under.offset + under.length) ++i;
+    }
+  }
+  return own;
+}
+
+absl::StatusOr<std::shared_ptr<const GuestTemplate>> GuestTemplate::Load(
+    const std::string& directory, Role role,
+    std::shared_ptr<const GuestTemplate> parent,
+    const StorageOptions& options) {
+  CATNAP_ASSIGN_OR_RETURN(const auto reader,
+                          snapshot::SnapshotReader::Open(directory));
+  CATNAP_RETURN_IF_ERROR(CheckSections(reader->sections()));
+  const std::optional<snapshot::Id> wanted = reader->parent();
+  if (!wanted.has_value()) {
+    parent = nullptr;
+  } else if (parent == nullptr || !parent->stored_.has_value() ||
+             parent->stored_->id != *wanted ||
+             parent->memory_->size() != reader->ram_bytes()) {
+    return Error(absl::StatusCode::kFailedPrecondition,
+                 "the guest stored in {} shares the memory of an image's "
+                 "snapshot {}, and that image is not here; bring it back, or "
+                 "remove the stored guest",
+                 directory, snapshot::IdText(*wanted));
+  }
+  CATNAP_ASSIGN_OR_RETURN(
+      std::shared_ptr<memory::MemoryFile> file,
+      memory::MemoryFile::Create("catnap-memory", reader->ram_bytes()));
+  CATNAP_RETURN_IF_ERROR(
+      reader->ReadAll({.fd = file->fd()}, ReadOptionsOf(options)));
+
+  // new: the constructor is private.
+  std::shared_ptr<GuestTemplate> result(new GuestTemplate());
+  if (parent == nullptr) {
+    CATNAP_RETURN_IF_ERROR(file->Seal());
+    CATNAP_ASSIGN_OR_RETURN(result->memory_,
+                            MemoryImage::FromFile(std::move(file)));
+  } else {
+    const snapshot::PageIndex& index = reader->index();
+    std::vector<PageRange> ranges =
+        snapshot::RangesOf(index, snapshot::PageKind::kStored);
+    CATNAP_ASSIGN_OR_RETURN(
+        const auto below,
+        LayZeros(parent->memory_,
+                 snapshot::RangesOf(index, snapshot::PageKind::kZero),
+                 file.get(), &ranges));
+    std::sort(ranges.begin(), ranges.end(),
+              [](const PageRange& a, const PageRange& b) {
+                return a.offset < b.offset;
+              });
+    CATNAP_ASSIGN_OR_RETURN(auto overlaid,
+                            memory::Overlay(*below, file, ranges));
+    CATNAP_RETURN_IF_ERROR(file->Seal());
+    result->memory_ = std::move(overlaid.image);
+  }
+  result->own_bytes_ = BytesOf(snapshot::OwnRanges(reader->index()));
+  result->role_ = role;
+  result->parent_ = std::move(parent);
+  result->sections_ = reader->sections();
+  result->stored_ = Stored{
+      .id = reader->id(), .index = reader->index(), .directory = directory};
+  return result;
+}
+
+absl::StatusOr<StorageSizes> GuestTemplate::Store(
+    const std::string& directory, const StorageOptions& options) const {
+  CATNAP_ASSIGN_OR_RETURN(const auto view, MapForReading(memory_));
+  const std::vector<PageRange> own = OwnRangesOf(*memory_, parent_.get());
+  snapshot::SnapshotContent content;
+  content.sections = sections_;
+  content.memory = {view->host_base(), view->size()};
+  content.changed = own;
+  if (parent_ != nullptr && parent_->stored_.has_value()) {
+    content.parent = parent_->stored_->id;
+  }
+  CATNAP_ASSIGN_OR_RETURN(
+      const snapshot::WrittenSnapshot written,
+      snapshot::WriteSnapshot(directory, content, WriteOptionsOf(options)));
+  return StorageSizes{.written_bytes = written.written_bytes,
+                      .stored_bytes = StoredBytesOf(written.index),
+                      .own_bytes = written.own_bytes};
+}
+
+absl::StatusOr<StorageSizes> StoreMachine(
+    Machine* machine, const std::vector<state::SavedSection>& sections,
+    const GuestTemplate* origin, const std::string& directory,
+    const StorageOptions& options) {
+  const memory::GuestMemory& memory = machine->memory();
+  CATNAP_ASSIGN_OR_RETURN(std::vector<PageRange> changed,
+                          memory::OwnPages(memory));
+  CATNAP_ASSIGN_OR_RETURN(changed, memory::DropUnchanged(memory, changed));
+
+  const GuestTemplate* const parent =
+      origin == nullptr ? nullptr : origin->image();
+  const GuestTemplate::Stored* base = nullptr;
+  if (origin != nullptr && origin != parent && origin->stored_.has_value()) {
+    base = &*origin->stored_;
+  }
+  snapshot::SnapshotContent content;
+  content.sections = sections;
+  content.memory = {memory.host_base(), memory.size()};
+  if (parent != nullptr && parent->stored_.has_value()) {
+    content.parent = parent->stored_->id;
+  }
+  if (base != nullptr && IsDirectory(base->directory) &&
+      !snapshot::ShouldCompact(base->index)) {
+    content.base = snapshot::BaseSnapshot{.index = &base->index,
+                                          .directory = base->directory};
+  } else {
+    changed =
+        UnionOf(changed, GuestTemplate::OwnRangesOf(*memory.image(), parent));
+  }
+  content.changed = changed;
+  CATNAP_ASSIGN_OR_RETURN(
+      const snapshot::WrittenSnapshot written,
+      snapshot::WriteSnapshot(directory, content, WriteOptionsOf(options)));
+  return StorageSizes{.written_bytes = written.written_bytes,
+                      .stored_bytes = StoredBytesOf(written.index),
+                      .own_bytes = written.own_bytes};
+}
+
+absl::StatusOr<std::unique_ptr<MachineCapture>> MachineCapture::Prepare(
+    Machine* machine, std::shared_ptr<const GuestTemplate> origin) {
+  // new: the constructor is private.
+  std::unique_ptr<MachineCapture> capture(new MachineCapture());
+  CATNAP_ASSIGN_OR_RETURN(capture->arena_,
+                          memory::Arena::Create(machine->memory()));
+  CATNAP_RETURN_IF_ERROR(capture->arena_->Prepare(machine->memory()));
+  capture->origin_ = std::move(origin);
+  return capture;
+}
+
+absl::Status MachineCapture::Take(Machine* machine,
+                                  std::vector<state::SavedSection> sections) {
+  CATNAP_RETURN_IF_ERROR(arena_->Capture(machine->memory()));
+  CATNAP_ASSIGN_OR_RETURN(auto overlaid, arena_->Image());
+  // The pages are in the arena now: once is enough.
+  CATNAP_RETURN_IF_ERROR(machine->memory().Rebase(overlaid.image));
+  result_ = std::shared_ptr<GuestTemplate>(new GuestTemplate());
+  result_->memory_ = std::move(overlaid.image);
+  result_->sections_ = std::move(sections);
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::shared_ptr<const GuestTemplate>> MachineCapture::Finish() {
+  CATNAP_RETURN_IF_ERROR(arena_->Seal());
+  // Own are the pages beside the image's, however many captures lie between.
+  if (origin_ != nullptr) {
+    result_->parent_ = origin_->role_ == GuestTemplate::Role::kImage
+                           ? origin_
+                           : origin_->parent_;
+  }
+  result_->own_bytes_ = BytesOf(
+      GuestTemplate::OwnRangesOf(*result_->memory_, result_->parent_.get()));
+  return result_;
+}
+
+}  // namespace catnap::vmm

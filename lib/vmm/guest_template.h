@@ -1,0 +1,145 @@
+#ifndef CATNAP_LIB_VMM_GUEST_TEMPLATE_H_
+#define CATNAP_LIB_VMM_GUEST_TEMPLATE_H_
+
+#include <chrono>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <span>
+#include <stop_token>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "memory/arena.h"
+#include "memory/memory_image.h"
+#include "snapshot/page_index.h"
+#include "snapshot/worker_pool.h"
+#include "state/saved_section.h"
+#include "vmm/machine.h"
+
+namespace catnap::vmm {
+
+// What reading and writing stored guests takes.
+struct StorageOptions {
+  snapshot::WorkerPool* pool = nullptr;  // Borrowed.
+  int level = 1;                         // Of zstd, for writing.
+  bool durable = true;                   // For writing.
+  // Gives up: CANCELLED, or DEADLINE_EXCEEDED.
+  std::stop_token stop{};
+  std::optional<std::chrono::steady_clock::time_point> deadline{};
+};
+
+struct StorageSizes {
+  uint64_t written_bytes = 0;  // Of new files.
+  uint64_t stored_bytes = 0;   // Of all files that the state needs.
+  uint64_t own_bytes = 0;      // Of memory that is not the parent's.
+};
+
+// The memory and the machine of a guest as they were at one instant: what
+// machines are launched from, any number of them, without a copy. A template
+// may lie over another, its parent, whose pages it shares: a MicroVM's over its
+// image's.
+//
+// Immutable, thread-safe. Holds memory, no descriptors but one for each file
+// of memory.
+class GuestTemplate {
+ public:
+  // What is stored in a directory: the memory that guests of an image have in
+  // common, or one guest's own state.
+  enum class Role { kImage, kGuest };
+
+  // Reads a stored guest, all of it: a damaged byte anywhere is found here. Its
+  // memory lies over that of `parent`, an image's, which may be null when the
+  // stored one has none. Blocks.
+  // Errors: NOT_FOUND, nothing is stored there; DATA_LOSS; UNIMPLEMENTED, of a
+  // newer version; FAILED_PRECONDITION, it has another parent;
+  // RESOURCE_EXHAUSTED; as StorageOptions say.
+  static absl::StatusOr<std::shared_ptr<const GuestTemplate>> Load(
+      const std::string& directory, Role role,
+      std::shared_ptr<const GuestTemplate> parent,
+      const StorageOptions& options);
+
+  // What a machine is launched with: see LaunchConfig.
+  const std::vector<state::SavedSection>& sections() const { return sections_; }
+  const std::shared_ptr<const memory::MemoryImage>& memory() const {
+    return memory_;
+  }
+  // Memory of the host that this template takes beside its parent.
+  uint64_t own_bytes() const { return own_bytes_; }
+
+  // Writes it into `directory`, which exists and is empty of such files.
+  // Errors: as snapshot::WriteSnapshot().
+  absl::StatusOr<StorageSizes> Store(const std::string& directory,
+                                     const StorageOptions& options) const;
+
+ private:
+  friend class MachineCapture;
+  friend absl::StatusOr<StorageSizes> StoreMachine(
+      Machine*, const std::vector<state::SavedSection>&, const GuestTemplate*,
+      const std::string&, const StorageOptions&);
+
+  // Where it is stored, if it is.
+  struct Stored {
+    snapshot::Id id{};
+    snapshot::PageIndex index;
+    std::string directory;
+  };
+
+  GuestTemplate() = default;
+  // The image whose memory guests of this template share; null: none.
+  const GuestTemplate* image() const {
+    return role_ == Role::kImage ? this : parent_.get();
+  }
+  // The pages that differ from the parent's, or from zeros.
+  static std::vector<base::PageRange> OwnRangesOf(
+      const memory::MemoryImage& image, const GuestTemplate* parent);
+
+  Role role_ = Role::kGuest;
+  std::shared_ptr<const GuestTemplate> parent_;  // An image's. Null: none.
+  std::vector<state::SavedSection> sections_;
+  std::shared_ptr<const memory::MemoryImage> memory_;
+  uint64_t own_bytes_ = 0;
+  std::optional<Stored> stored_;
+};
+
+// Writes the state of a paused machine, whose Machine::Save() returned
+// `sections`, into `directory`, which exists. `origin` is what it was launched
+// from, null: booted. Of memory only what changed since is written, where the
+// origin's files are still there to be linked. Blocks.
+// Errors: as snapshot::WriteSnapshot(); the machine may go on in any case.
+absl::StatusOr<StorageSizes> StoreMachine(
+    Machine* machine, const std::vector<state::SavedSection>& sections,
+    const GuestTemplate* origin, const std::string& directory,
+    const StorageOptions& options);
+
+// Copies a machine into a template, while its guest stands still for as short
+// as can be:
+//
+//   Prepare   the guest runs
+//   Take      it is paused, and Machine::Save() returned `sections`; afterwards
+//             the machine itself runs on over the template's memory
+//   Finish    it runs again
+//
+// Thread-compatible.
+class MachineCapture {
+ public:
+  // `origin` as for StoreMachine(). Errors: RESOURCE_EXHAUSTED, ...
+  static absl::StatusOr<std::unique_ptr<MachineCapture>> Prepare(
+      Machine* machine, std::shared_ptr<const GuestTemplate> origin);
+  absl::Status Take(Machine* machine,
+                    std::vector<state::SavedSection> sections);
+  absl::StatusOr<std::shared_ptr<const GuestTemplate>> Finish();
+
+ private:
+  MachineCapture() = default;
+
+  std::shared_ptr<const GuestTemplate> origin_;
+  std::unique_ptr<memory::Arena> arena_;
+  std::shared_ptr<GuestTemplate> result_;
+};
+
+}  // namespace catnap::vmm
+
+#endif  // CATNAP_LIB_VMM_GUEST_TEMPLATE_H_

@@ -1,0 +1,260 @@
+#include <unistd.h>
+
+#include <catch2/catch.hpp>
+#include <chrono>
+#include <cstdlib>
+#include <filesystem>
+#include <future>
+#include <memory>
+#include <string>
+#include <thread>
+#include <utility>
+
+#include "agent/process.h"
+#include "base/clock.h"
+#include "base/random.h"
+#include "io/event_loop.h"
+#include "runtime/image_record.h"
+#include "runtime/machine_guest.h"
+#include "runtime/root_disk.h"
+#include "support/machine_fixture.h"
+#include "support/temporary_directory.h"
+
+// Guests that sleep, wake and are copied, at the seam below MicroVMs.
+
+namespace catnap::runtime {
+namespace {
+
+using namespace std::chrono_literals;
+
+constexpr uint64_t kDiskBytes = uint64_t{1} << 30;
+
+std::filesystem::path MakeRoot(const std::filesystem::path& directory) {
+  const auto root = directory / "root";
+  for (const char* name : {"bin", "etc", "tmp", "proc", "sys", "dev", "run"}) {
+    std::filesystem::create_directories(root / name);
+  }
+  std::filesystem::copy("/bin/busybox", root / "bin" / "busybox");
+  for (const char* name : {"sh", "cat", "sleep", "sync", "echo", "hostname",
+                           "dd", "md5sum", "dmesg", "uptime", "date"}) {
+    std::filesystem::create_symlink("busybox", root / "bin" / name);
+  }
+  return root;
+}
+
+std::filesystem::path RoomForFiles(const test::TemporaryDirectory& directory) {
+  // NOLINTNEXTLINE(concurrency-mt-unsafe)
+  if (std::getenv("CATNAP_EMULATED_HOST") == nullptr) return directory.path();
+  std::filesystem::path room = "/scratch/ext4/catnap-sleep-test";
+  std::filesystem::remove_all(room);
+  std::filesystem::create_directories(room);
+  return room;
+}
+
+// What a Host has for its guests.
+class Sleepers {
+ public:
+  explicit Sleepers(uint32_t vcpus = 1) : room_(RoomForFiles(directory_)) {
+    auto loop = io::EventLoop::Create({});
+    REQUIRE(loop.ok());
+    loop_ = *std::move(loop);
+    factory_ = std::make_unique<MachineFactory>(
+        MachineFactory::Options{.clock = &clock_});
+    auto image = std::make_shared<ImageRecord>();
+    image->name = "busybox";
+    image->major = 1;
+    image->memory_bytes = uint64_t{256} << 20;
+    image->vcpus = vcpus;
+    image->disk_bytes = kDiskBytes;
+    image->directory = Make("image");
+    const auto id = base::RandomBytes<16>();
+    REQUIRE(id.ok());
+    image->disk_id = *id;
+    const absl::Status built = BuildRootDisk(
+        {.kind = RootSource::Kind::kDirectory, .path = MakeRoot(room_)},
+        image->directory / kRootDiskName, kDiskBytes, {}, {});
+    INFO(built.ToString());
+    REQUIRE(built.ok());
+    image_ = std::move(image);
+  }
+  ~Sleepers() {
+    factory_.reset();
+    loop_.reset();
+    std::filesystem::remove_all(room_);
+  }
+
+  std::filesystem::path Make(const std::string& name) {
+    const auto path = room_ / name;
+    std::filesystem::create_directories(path);
+    return path;
+  }
+  std::unique_ptr<Guest> Start(const std::string& id,
+                               std::optional<GuestOrigin> origin = {}) {
+    GuestConfig config;
+    config.image = image_;
+    config.origin = std::move(origin);
+    config.directory = Make(id);
+    config.vm_id = id;
+    config.loop = loop_.get();
+    auto guest = factory_->Start(std::move(config));
+    INFO(guest.status().ToString());
+    REQUIRE(guest.ok());
+    return *std::move(guest);
+  }
+  // The image gets the memory of this captured guest.
+  void GiveMemory(CapturedGuest& captured) {
+    const auto stored = captured.Store(image_->directory, {.durable = false});
+    INFO(stored.status().ToString());
+    REQUIRE(stored.ok());
+  }
+  const ImageRecord& image() const { return *image_; }
+
+ private:
+  const test::TemporaryDirectory directory_;
+  const std::filesystem::path room_;
+  base::SystemClock clock_;
+  std::unique_ptr<io::EventLoop> loop_;
+  std::unique_ptr<MachineFactory> factory_;
+  std::shared_ptr<const ImageRecord> image_;
+};
+
+// What a shell's commands write.
+std::string Sh(Guest& guest, const std::string& script) {
+  const auto client = guest.WaitForClient(test::Deadline(), nullptr);
+  if (!client.ok()) return client.status().ToString();
+  std::promise<absl::StatusOr<agent::ExecOutcome>> done;
+  agent::ExecRequest request;
+  request.argv = {"/bin/sh", "-c", "exec 2>&1; " + script};
+  request.env = {"PATH=/bin"};
+  const auto stream =
+      agent::Exec(client->get(), std::move(request), 1 << 20, test::Deadline(),
+                  [&done](absl::StatusOr<agent::ExecOutcome> outcome) {
+                    done.set_value(std::move(outcome));
+                  });
+  if (!stream.ok()) return stream.status().ToString();
+  const auto outcome = done.get_future().get();
+  return outcome.ok() ? outcome->stdout_data : outcome.status().ToString();
+}
+
+// A shell that counts in its memory, and shows the count in a file.
+constexpr const char* kCount =
+    "i=0; (while :; do i=$((i+1)); echo $i >/tmp/count; sleep 0.1; done) "
+    ">/dev/null </dev/null & echo started";
+
+int CountOf(Guest& guest) {
+  return std::atoi(Sh(guest, "cat /tmp/count").c_str());
+}
+
+StoredSizes Sleep(Guest& guest, const std::filesystem::path& directory) {
+  const auto stored = guest.Suspend(directory, {.durable = false});
+  INFO(guest.ConsoleTail());
+  INFO(stored.status().ToString());
+  REQUIRE(stored.ok());
+  return *stored;
+}
+
+TEST_CASE("A Linux guest sleeps and wakes as if nothing had happened") {
+  Sleepers host(/*vcpus=*/2);
+  const auto guest = host.Start("one");
+  REQUIRE(Sh(*guest, kCount) == "started\n");
+  REQUIRE(Sh(*guest, "echo kept >/etc/file; sync; echo late >>/etc/file; "
+                     "cat /etc/file") == "kept\nlate\n");
+
+  const StoredSizes first = Sleep(*guest, host.Make("s1"));
+  CHECK(first.stored_bytes > 0);
+  CHECK(first.stored_bytes < first.own_bytes);
+  std::this_thread::sleep_for(1s);
+  absl::Status awake = guest->Resume(host.Make("s1"), test::Deadline());
+  INFO(awake.ToString());
+  REQUIRE(awake.ok());
+  CHECK(Sh(*guest, "cat /etc/file") == "kept\nlate\n");
+  const int before = CountOf(*guest);
+  std::this_thread::sleep_for(1s);
+  CHECK(CountOf(*guest) > before);
+  CHECK_THAT(Sh(*guest, "dmesg"), !Catch::Contains("lockup") &&
+                                      !Catch::Contains("unstable") &&
+                                      !Catch::Contains("I/O error"));
+
+  // Only what changed is written again, and the first directory is not needed.
+  const StoredSizes second = Sleep(*guest, host.Make("s2"));
+  CHECK(second.stored_bytes < first.stored_bytes / 2);
+  std::filesystem::remove_all(host.Make("s1"));
+  awake = guest->Resume(host.Make("s2"), test::Deadline());
+  INFO(awake.ToString());
+  REQUIRE(awake.ok());
+  CHECK(Sh(*guest, "cat /etc/file") == "kept\nlate\n");
+  CHECK(CountOf(*guest) > before);
+}
+
+TEST_CASE("A Linux guest's copies go their own ways") {
+  Sleepers host;
+  const auto parent = host.Start("parent");
+  REQUIRE(Sh(*parent, kCount) == "started\n");
+  REQUIRE(Sh(*parent, "echo common >/etc/file") == "");
+  auto captured = parent->Capture(test::Deadline());
+  INFO(captured.status().ToString());
+  REQUIRE(captured.ok());
+  CHECK((*captured)->own_bytes() > 0);
+  // The parent goes on, on the same disk.
+  CHECK(Sh(*parent, "echo parent >>/etc/file; cat /etc/file") ==
+        "common\nparent\n");
+
+  GuestOrigin origin;
+  origin.captured = *captured;
+  origin.is_copy = true;
+  const auto one = host.Start("child-1", origin);
+  const auto two = host.Start("child-2", origin);
+  CHECK(Sh(*one, "hostname") == "child-1\n");
+  CHECK(Sh(*two, "hostname") == "child-2\n");
+  CHECK(Sh(*one, "echo one >>/etc/file; cat /etc/file") == "common\none\n");
+  CHECK(Sh(*two, "echo two >>/etc/file; cat /etc/file") == "common\ntwo\n");
+  CHECK(Sh(*one, "dd if=/dev/urandom bs=16 count=1 2>/dev/null | md5sum") !=
+        Sh(*two, "dd if=/dev/urandom bs=16 count=1 2>/dev/null | md5sum"));
+  const int count = CountOf(*one);
+  CHECK(count > 0);
+  std::this_thread::sleep_for(1s);
+  CHECK(CountOf(*one) > count);
+
+  // As an image's memory: its guests start with the program running, sleep by
+  // what they changed, and come back.
+  host.GiveMemory(**captured);
+  REQUIRE(HasStoredGuest(host.image().directory));
+  origin = {.directory = host.image().directory, .is_copy = true};
+  const auto third = host.Start("third", origin);
+  CHECK(Sh(*third, "cat /etc/file") == "common\n");
+  CHECK(CountOf(*third) > 0);
+  const StoredSizes stored = Sleep(*third, host.Make("s3"));
+  CHECK(stored.own_bytes < (*captured)->own_bytes());
+  const absl::Status awake = third->Resume(host.Make("s3"), test::Deadline());
+  INFO(awake.ToString());
+  REQUIRE(awake.ok());
+  CHECK(Sh(*third, "echo third >>/etc/file; cat /etc/file") ==
+        "common\nthird\n");
+
+  // Another process would find it so.
+  Sleep(*third, host.Make("s4"));
+  origin = {.directory = host.Make("s4"), .is_copy = false};
+  const auto again = host.Start("third-again", origin);
+  CHECK(Sh(*again, "cat /etc/file") == "common\nthird\n");
+  CHECK(Sh(*again, "hostname") == "third\n");
+}
+
+TEST_CASE("A Linux guest runs on when it cannot be stored") {
+  Sleepers host;
+  const auto guest = host.Start("one");
+  REQUIRE(Sh(*guest, kCount) == "started\n");
+  std::stop_source stop;
+  stop.request_stop();
+  CHECK(guest->Suspend(host.Make("s1"), {.stop = stop.get_token()})
+            .status()
+            .code() == absl::StatusCode::kCancelled);
+  CHECK_FALSE(guest->Suspend("/no/such/directory", {}).ok());
+  const int count = CountOf(*guest);
+  std::this_thread::sleep_for(1s);
+  CHECK(CountOf(*guest) > count);
+  CHECK(Sh(*guest, "echo written >/etc/file; sync; cat /etc/file") ==
+        "written\n");
+}
+
+}  // namespace
+}  // namespace catnap::runtime
