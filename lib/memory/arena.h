@@ -16,7 +16,7 @@
 namespace catnap::memory {
 
 struct ArenaOptions {
-  OverlayOptions overlay;
+  OverlayOptions overlay = {};
   PageMapBackend backend = PageMapBackend::kBest;
   // Threads that copy, the caller's among them: 1 to 16. A second one pays
   // from some 10 MiB on; with less, one copies alone.
