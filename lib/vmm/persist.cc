@@ -117,6 +117,21 @@ bool SameTable(const std::vector<kvm_cpuid_entry2>& a,
                     });
 }
 
+// What a guest can get here. REQUIRES: the vCPU's rate is still the host's.
+arch::CpuOffer OfferOf(const kvm::System& system, const ShellConfig& config,
+                       uint32_t tsc_khz) {
+  arch::CpuidConfig most;
+  most.baseline = arch::CpuBaseline::kHost;
+  most.vcpus = config.vcpus;
+  most.tsc_deadline = system.has_tsc_deadline();
+  arch::CpuOffer offer;
+  offer.cpuid = BuildCpuid(system.supported_cpuid(), most, 0);
+  offer.tsc_khz = tsc_khz;
+  offer.tsc_scaling = system.has_tsc_scaling();
+  offer.xsave_bytes = system.xsave_bytes();
+  return offer;
+}
+
 }  // namespace
 
 void EncodeMachine(const SavedMachine& machine, state::StateEncoder& out) {
@@ -337,17 +352,8 @@ absl::Status Machine::LoadVcpus(std::span<const SavedSection> sections,
                  "the saved clock has {} TSCs for {} vCPUs", clock.tsc.size(),
                  vcpus_.size());
   }
-  arch::CpuOffer offer;
-  offer.tsc_khz = vcpus_.front()->vcpu().TscKhz();
-  offer.tsc_scaling = system_->has_tsc_scaling();
-  offer.xsave_bytes = system_->xsave_bytes();
-  arch::CpuidConfig most;
-  most.baseline = arch::CpuBaseline::kHost;
-  most.vcpus = config_.vcpus;
-  most.tsc_deadline = system_->has_tsc_deadline();
-  offer.cpuid = BuildCpuid(system_->supported_cpuid(), most, 0);
-  CATNAP_RETURN_IF_ERROR(arch::CheckCpu(identity, offer));
-
+  const arch::CpuOffer offer =
+      OfferOf(*system_, config_, vcpus_.front()->vcpu().TscKhz());
   std::vector<arch::SavedVcpu> saved;
   for (size_t i = 0; i < vcpus_.size(); ++i) {
     CATNAP_ASSIGN_OR_RETURN(const auto in, Find(sections, SectionId::kVcpu, i));
@@ -397,6 +403,8 @@ absl::Status Machine::LoadSaved(std::span<const SavedSection> sections) {
   CATNAP_ASSIGN_OR_RETURN(auto in, Find(sections, SectionId::kHostCpu));
   const auto identity = arch::DecodeIdentity(in);
   CATNAP_RETURN_IF_ERROR(InPart(SectionId::kHostCpu, 0, identity.status()));
+  CATNAP_RETURN_IF_ERROR(arch::CheckCpu(
+      *identity, OfferOf(*system_, config_, vcpus_.front()->vcpu().TscKhz())));
   CATNAP_RETURN_IF_ERROR(CheckShape(saved));
   CATNAP_ASSIGN_OR_RETURN(in, Find(sections, SectionId::kClock));
   const auto clock = arch::DecodeClock(in);

