@@ -125,7 +125,7 @@ int RunTool(std::vector<std::string> words) {
   INFO(end.status().ToString());
   REQUIRE(end.ok());
   INFO(end->output << end->errors);
-  return end->exit_code;
+  return end->exit_code.value_or(-1);
 }
 
 // All that a disk reads as, as a sparse file.

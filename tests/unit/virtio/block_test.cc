@@ -328,6 +328,7 @@ TEST_CASE("Block holds parked requests back while it is quiesced") {
   SECTION("and forgets them with the driver") {
     guest.driver.Reset();
     CHECK_FALSE(guest.device().holds_requests());
+    guest.device().Resume();
     REQUIRE(guest.driver.Start());
     CHECK(guest.Read(0, 512) == kOk);
     CHECK(guest.disk->flushes() == 0);
