@@ -25,7 +25,7 @@ class AwaitedRequest {
   absl::Status Wait() {
     const base::MutexLock lock(&state_->mutex);
     while (!state_->status.has_value()) state_->ended.Wait(&state_->mutex);
-    return *state_->status;
+    return *std::exchange(state_->status, std::nullopt);
   }
 
  private:

@@ -196,10 +196,10 @@ void CowLayer::PlanWriteLocked(LayerTransfer* transfer,
   transfer->edges.assign(head + tail, 0);
   const auto fill = [&](uint64_t at, uint64_t offset,
                         uint64_t length) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+    // The map ends with the disk, as the tail may.
+    if (length == 0) return;
     const MapEntry entry = map_->Get(offset / kClusterBytes);
-    if (length == 0 || (entry.zero_bits & BitOf(offset / kBlockBytes)) != 0) {
-      return;
-    }
+    if ((entry.zero_bits & BitOf(offset / kBlockBytes)) != 0) return;
     AddParentLocked({{&transfer->edges[at], length}}, offset, parts);
   };
   fill(0, transfer->wide_offset, head);

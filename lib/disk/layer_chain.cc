@@ -136,13 +136,19 @@ absl::StatusOr<LayerChain> ReadChain(const std::string& directory,
     files.emplace(number, std::move(file));
   }
   if (files.empty()) return chain;
+  for (const auto& [number, file] : files) {
+    if (!file.layer.header.has_parent) continue;
+    const auto found = by_id.find(file.layer.header.parent_id);
+    if (found != by_id.end() && found->second >= number) {
+      return Damaged(file.layer, "lies on a layer of a higher number");
+    }
+  }
 
   const auto below = [&](const ChainLayer& layer) -> const LayerFile* {
     if (!layer.header.has_parent) return nullptr;
     const auto found = by_id.find(layer.header.parent_id);
-    // Numbers that only fall: no loops.
-    if (found == by_id.end() || found->second >= layer.number) return nullptr;
-    return &files.at(found->second);
+    // Its number is lower: no loops.
+    return found == by_id.end() ? nullptr : &files.at(found->second);
   };
   const LayerFile* at = &files.rbegin()->second;
   // Made for a freeze that a crash cut short: the layer below still is the top.

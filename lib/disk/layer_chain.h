@@ -41,8 +41,8 @@ std::string LayerPath(const std::string& directory, uint64_t number);
 // the top; only that may be unfrozen. `base`: what the lowest layer must lie
 // on; null: nothing. No layers are an empty chain. Reads headers only. Blocks.
 // Errors: DATA_LOSS, naming the file: damaged, not frozen, a second one of its
-// id, no chain down to the base; UNIMPLEMENTED, of a newer version; what the
-// file system says.
+// id, above one that it lies under, no chain down to the base; UNIMPLEMENTED,
+// of a newer version; what the file system says.
 absl::StatusOr<LayerChain> ReadChain(const std::string& directory,
                                      const BlockIo* base);
 

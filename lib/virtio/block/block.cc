@@ -106,13 +106,37 @@ Block::Block(std::shared_ptr<disk::BlockIo> disk, BlockOptions options,
 
 Block::~Block() {
   const base::MutexLock lock(&mutex_);
-  WaitForDiskLocked(/*cancel=*/true);
+  WaitForDiskLocked();
 }
 
 void Block::CapacityChanged() {
   const base::MutexLock lock(&mutex_);
   capacity_ = disk_->capacity();
   ChangeConfigLocked();
+}
+
+void Block::Resize(uint64_t new_capacity, disk::BlockCompletion done) {
+  {
+    const base::MutexLock lock(&mutex_);
+    ++in_flight_;  // The device stays until the disk has grown.
+  }
+  disk_->Resize(new_capacity,
+                [this, done = std::move(done)](absl::Status status) mutable {
+                  {
+                    const base::MutexLock lock(&mutex_);
+                    if (status.ok()) {
+                      capacity_ = disk_->capacity();
+                      ChangeConfigLocked();
+                    }
+                    EndOneLocked();
+                  }
+                  std::move(done)(std::move(status));
+                });
+}
+
+bool Block::holds_requests() const {
+  const base::MutexLock lock(&mutex_);
+  return !held_back_.empty();
 }
 
 std::vector<uint8_t> Block::ConfigLocked() const {
@@ -307,10 +331,18 @@ void Block::Start(const std::shared_ptr<Request>& request) {
 void Block::Complete(const std::shared_ptr<Request>& request,
                      const absl::Status& status) {
   const base::MutexLock lock(&mutex_);
-  *request->status =
-      static_cast<uint8_t>(status.ok() ? Result::kOk : Result::kIoError);
-  PushLocked(0, request->head, status.ok() ? request->written : 1);
-  InterruptLocked(0);
+  if (quiescing_ && absl::IsCancelled(status)) {
+    held_back_.push_back(request);
+  } else {
+    *request->status =
+        static_cast<uint8_t>(status.ok() ? Result::kOk : Result::kIoError);
+    PushLocked(0, request->head, status.ok() ? request->written : 1);
+    InterruptLocked(0);
+  }
+  EndOneLocked();
+}
+
+void Block::EndOneLocked() {
   --in_flight_;
   if (stalled_) {
     stalled_ = false;
@@ -320,11 +352,23 @@ void Block::Complete(const std::shared_ptr<Request>& request,
   if (in_flight_ == 0) idle_.NotifyAll();
 }
 
-void Block::DrainLocked() { WaitForDiskLocked(/*cancel=*/!active_locked()); }
+void Block::DrainLocked() {
+  quiescing_ = active_locked();
+  WaitForDiskLocked();
+  quiescing_ = false;
+}
 
-void Block::WaitForDiskLocked(bool cancel) {
+void Block::ResetLocked() { held_back_.clear(); }
+
+void Block::ResumeLocked() {
+  in_flight_ += held_back_.size();
+  to_start_.insert(to_start_.end(), held_back_.begin(), held_back_.end());
+  held_back_.clear();
+}
+
+void Block::WaitForDiskLocked() {
   while (in_flight_ > 0) {
-    if (cancel && options_.cancel_parked) {
+    if (options_.cancel_parked) {
       mutex_.Unlock();
       options_.cancel_parked();
       mutex_.Lock();

@@ -22,10 +22,11 @@ struct BlockOptions {
   // once; a request is started when any of it is left. 0: no limit.
   double bytes_per_second = 0;
   double operations_per_second = 0;
-  // Ends requests that the disk holds back (CowLayer::CancelParked()). Called
-  // with no lock held, maybe several times, when the driver resets the device
-  // or the device is destroyed: both wait for all requests. Quiesce() does not
-  // call it: the guest is not to see errors because of a save.
+  // Ends requests that the disk holds back, with CANCELLED
+  // (DiskStack::CancelParked()). Called with no lock held, maybe several times,
+  // when the driver resets the device, or it is quiesced or destroyed: all
+  // these wait for all requests. The guest sees no error because of Quiesce():
+  // what that cancelled is held back until Resume().
   std::function<void()> cancel_parked{};
 };
 
@@ -45,6 +46,13 @@ class Block final : public VirtioDevice {
 
   // The disk was resized: tells the driver.
   void CapacityChanged();
+  // Grows the disk and tells the driver. Ends as disk::BlockIo::Resize() does.
+  void Resize(uint64_t new_capacity, disk::BlockCompletion done);
+
+  // After Quiesce(): whether there are requests that the disk had parked, for
+  // want of room on the host. Resume() starts them anew. SaveState() knows
+  // nothing of them: who saves now loses them.
+  bool holds_requests() const;
 
  private:
   // A request between HandleLocked() and its completion.
@@ -58,6 +66,8 @@ class Block final : public VirtioDevice {
   void HandleLocked(size_t index, const Chain& chain) override
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void DrainLocked() override ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void ResetLocked() override ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void ResumeLocked() override ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void AfterServing() override;
   void SaveOwnLocked(state::StateEncoder& /*out*/) const override {}
   absl::Status LoadOwnLocked(state::StateDecoder /*in*/) override {
@@ -75,7 +85,9 @@ class Block final : public VirtioDevice {
   Result ZeroLocked(const Chain& chain, bool discard,
                     std::shared_ptr<Request>* request)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  void WaitForDiskLocked(bool cancel) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void WaitForDiskLocked() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // One of those in flight has ended.
+  void EndOneLocked() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
   void Start(const std::shared_ptr<Request>& request);
   void Complete(const std::shared_ptr<Request>& request,
@@ -91,6 +103,9 @@ class Block final : public VirtioDevice {
   // may complete a request inside the call that starts it.
   std::vector<std::shared_ptr<Request>> to_start_ ABSL_GUARDED_BY(mutex_);
   size_t in_flight_ ABSL_GUARDED_BY(mutex_) = 0;  // With those in to_start_.
+  bool quiescing_ ABSL_GUARDED_BY(mutex_) = false;
+  // Cancelled by that, to be started again.
+  std::vector<std::shared_ptr<Request>> held_back_ ABSL_GUARDED_BY(mutex_);
   bool stalled_ ABSL_GUARDED_BY(mutex_) = false;  // By too many in flight.
   base::CondVar idle_;                            // in_flight_ became 0.
 };

@@ -1,5 +1,6 @@
 #include <catch2/catch.hpp>
 #include <memory>
+#include <optional>
 #include <random>
 #include <string>
 #include <vector>
@@ -151,6 +152,17 @@ class Session {
       flushed_ = std::max(flushed_, since);
     });
   }
+  void Freeze() {
+    const uint64_t since = model_.Now();
+    ++in_flight_;
+    layer_->Freeze([this, since](const absl::Status& status) {
+      --in_flight_;
+      frozen_ = status;
+      // What was written before the call is frozen, too.
+      if (status.ok()) flushed_ = std::max(flushed_, since);
+    });
+  }
+  const std::optional<absl::Status>& frozen() const { return frozen_; }
   // Reads all areas; each sector must be one that the other session's crash
   // may leave. They become this model's start.
   void CompareWith(const DiskModel& model, uint64_t flushed) {
@@ -211,6 +223,7 @@ class Session {
   uint64_t flushed_ = 0;
   size_t in_flight_ = 0;
   std::string failure_;
+  std::optional<absl::Status> frozen_;
 };
 
 // Opens what a crash left, and compares. Returns what is wrong.
@@ -270,6 +283,33 @@ TEST_CASE("A CowLayer keeps what was flushed through crashes at any moment") {
   const std::string wrong = RunLives(seed, kSteps, [](Session*) {});
   CAPTURE(wrong);
   CHECK(wrong.empty());
+}
+
+TEST_CASE("A CowLayer is whole after a crash at any moment of a freeze") {
+  const uint64_t seed = GENERATE(range(uint64_t{300}, 300 + kSeeds));
+  CAPTURE(seed);
+  Session session(seed, nullptr);
+  session.StartModel();
+  for (int step = 0; step < kSteps / 4; ++step) {
+    if (session.in_flight() < 12) session.StartRandomRequest();
+    session.file().Step(&session.random());
+  }
+  const bool full = seed % 4 == 0;
+  if (full) session.file().set_full(true);
+  session.Freeze();
+  FileImage image;
+  std::string wrong;
+  while (wrong.empty() && session.file().Step(&session.random())) {
+    wrong = CheckCrash(&session, seed, &image);
+  }
+  CAPTURE(wrong);
+  CHECK(wrong.empty());
+  REQUIRE(session.frozen().has_value());
+  CHECK(session.layer().read_only() == session.frozen()->ok());
+  CHECK((full || session.frozen()->ok()));
+  session.file().set_full(false);
+  session.Settle();
+  CHECK(session.failure().empty());
 }
 
 TEST_CASE("A CowLayer keeps what was flushed when holes cannot be punched") {

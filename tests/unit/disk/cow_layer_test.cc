@@ -156,6 +156,76 @@ TEST_CASE("A CowLayer gives discarded clusters back and uses them again") {
   CHECK(*bench->file->Size() == size);
 }
 
+TEST_CASE("A CowLayer's last block is like any other") {
+  // As large as what one page of the map describes.
+  const auto bench = Bench::OnPattern(32 * kMiB);
+  CHECK(bench->Write(32 * kMiB - kBlock, kBlock, 7) == kOk);
+  CHECK(bench->ValueAt(32 * kMiB - 512) == SectorValue{7});
+  CHECK(bench->Write(32 * kMiB - 512, 512, 8) == kOk);
+  CHECK(bench->ValueAt(32 * kMiB - 512) == SectorValue{8});
+  CHECK(bench->Discard(32 * kMiB - kBlock, kBlock) == kOk);
+  CHECK(bench->ValueAt(32 * kMiB - 512) == SectorValue{0});
+}
+
+TEST_CASE("A freeze of a CowLayer on a full disk ends, and can come again") {
+  const auto bench = Bench::OnPattern();
+  CHECK(bench->Write(0, kBlock, 7) == kOk);
+  bench->file->set_full(true);
+  SECTION("nothing was parked before") {
+    // The map has pages to write.
+    CHECK(bench->Freeze() == absl::StatusCode::kResourceExhausted);
+  }
+  SECTION("a write is parked") {
+    const auto write = bench->BeginWrite(2 * kMiB, kBlock, 8);
+    bench->Settle();
+    CHECK(bench->layer->parked());
+    CHECK(bench->Freeze() == absl::StatusCode::kResourceExhausted);
+    CHECK_FALSE(write->has_value());
+    bench->file->set_full(false);
+    bench->layer->RetryParked();
+    bench->Settle();
+    CHECK((*write)->ok());
+  }
+  SECTION("a flush parks while the freeze waits for it") {
+    const auto flush = bench->Begin(
+        [&](BlockCompletion done) { bench->layer->Flush(std::move(done)); });
+    CHECK(bench->Freeze() == absl::StatusCode::kResourceExhausted);
+    CHECK_FALSE(flush->has_value());
+    bench->file->set_full(false);
+    bench->layer->RetryParked();
+    bench->Settle();
+    CHECK((*flush)->ok());
+  }
+  bench->file->set_full(false);
+  CHECK_FALSE(bench->layer->read_only());
+  CHECK(bench->Write(kMiB, kBlock, 9) == kOk);
+  CHECK(bench->Flush() == kOk);
+  CHECK_FALSE(bench->layer->parked());
+  CHECK(bench->Freeze() == kOk);
+  CHECK(bench->layer->read_only());
+  const auto reopened = Bench::Reopen(bench->file->Content());
+  REQUIRE(reopened->status.ok());
+  CHECK(reopened->layer->read_only());
+  CHECK(reopened->ValueAt(0) == SectorValue{7});
+  CHECK(reopened->ValueAt(kMiB) == SectorValue{9});
+}
+
+TEST_CASE("A flush that must not wait says that the disk is full") {
+  const auto bench = Bench::OnPattern();
+  CHECK(bench->Write(0, kBlock, 7) == kOk);
+  bench->file->set_full(true);
+  const auto flush = [&] {
+    return bench->Do([&](BlockCompletion done) {
+      bench->layer->FlushOrFail(std::move(done));
+    });
+  };
+  CHECK(flush() == absl::StatusCode::kResourceExhausted);
+  CHECK_FALSE(bench->layer->parked());
+  bench->file->set_full(false);
+  CHECK(flush() == kOk);
+  CHECK(Bench::Reopen(bench->file->Content())->ValueAt(0) == SectorValue{7});
+}
+
 TEST_CASE("A CowLayer refuses what is no range of it") {
   const auto bench = Bench::OnPattern();
   using absl::StatusCode;

@@ -299,6 +299,61 @@ TEST_CASE("Block waits for the disk before it is reset, saved or gone") {
   later.join();
 }
 
+TEST_CASE("Block holds parked requests back while it is quiesced") {
+  std::shared_ptr<MemoryDisk> parked;
+  Guest guest({.cancel_parked = [&] {
+    parked->EndWith(absl::CancelledError("cancelled"));
+    parked->Release();
+    parked->EndWith(absl::OkStatus());
+  }});
+  parked = guest.disk;
+  REQUIRE(guest.driver.Start());
+  guest.disk->Hold();
+  guest.PutHeader(kFlush, 0);
+  guest.driver.Add(0, 0, {kHeaderPiece, kStatusPiece});
+  guest.driver.Kick();
+  REQUIRE(guest.disk->held() == 1);
+  guest.device().Quiesce();
+  CHECK(guest.device().holds_requests());
+  CHECK(guest.driver.TakeUsed(0).empty());
+  CHECK(guest.Status() == kUntouched);
+  CHECK(guest.disk->flushes() == 0);
+  SECTION("and starts them again") {
+    guest.device().Resume();
+    CHECK_FALSE(guest.device().holds_requests());
+    CHECK(guest.driver.TakeUsed(0).size() == 1);
+    CHECK(guest.Status() == kOk);
+    CHECK(guest.disk->flushes() == 1);
+  }
+  SECTION("and forgets them with the driver") {
+    guest.driver.Reset();
+    CHECK_FALSE(guest.device().holds_requests());
+    guest.device().Resume();
+    REQUIRE(guest.driver.Start());
+    CHECK(guest.Read(0, 512) == kOk);
+    CHECK(guest.disk->flushes() == 0);
+  }
+}
+
+TEST_CASE("Block grows with its disk, and lets the driver use it") {
+  Guest guest;
+  REQUIRE(guest.driver.Start());
+  CHECK(guest.Read(kSectors, 512) == kIoError);
+  absl::Status resized = absl::UnknownError("not called");
+  guest.device().Resize(2 * kSectors * 512,
+                        [&](absl::Status end) { resized = std::move(end); });
+  CHECK(resized.ok());
+  CHECK(guest.device().Config()[0] == 2 * kSectors);
+  CHECK(guest.Read(kSectors, 512) == kOk);
+  // A disk that cannot grow stays as it is.
+  guest.disk->EndWith(absl::ResourceExhaustedError("full"));
+  guest.device().Resize(4 * kSectors * 512,
+                        [&](absl::Status end) { resized = std::move(end); });
+  guest.disk->EndWith(absl::OkStatus());
+  CHECK(absl::IsResourceExhausted(resized));
+  CHECK(guest.Read(2 * kSectors, 512) == kIoError);
+}
+
 TEST_CASE("A reset ends what the disk has parked, a save does not") {
   std::shared_ptr<MemoryDisk> parked;
   int calls = 0;
