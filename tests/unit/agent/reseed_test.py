@@ -25,6 +25,8 @@ def set_generation(number):
         file.write(b"%016x\n" % number)
 
 
+# Python may have loaded it at its start, for another file.
+sys.modules.pop("catnap_reseed", None)
 import catnap_reseed  # noqa: E402
 from random import random as bound_early  # noqa: E402
 
