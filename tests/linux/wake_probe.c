@@ -55,27 +55,26 @@ static void watch_clock(void) {
   int left = 0;
   int wrong = 0;
   printf("ready\n");
+  int paused = 0;
   for (;;) {
     const int64_t before = now(CLOCK_MONOTONIC);
     const int64_t wall = now(CLOCK_REALTIME);
     const int64_t after = now(CLOCK_MONOTONIC);
     const int64_t offset = wall - before;
-    /* In between nobody knows on which side the wall clock was read. */
-    const int torn = after - before > 5000000;
-    if (before - last > 500000000) {
-      if (torn) {
-        printf("torn\n");
-      } else {
-        printf("%.16s %lld ", generation, (long long)(offset / 1000000));
-        first = offset;
-        left = 1000;
-        wrong = 0;
-      }
-    } else if (left > 0 && !torn) {
+    if (before - last > 500000000) paused = 1;
+    last = before;  /* So that a pause from here on counts for the next. */
+    /* On which side of a pause the wall clock was read nobody knows. */
+    if (after - before > 5000000) continue;
+    if (paused) {
+      printf("%.16s %lld ", generation, (long long)(offset / 1000000));
+      first = offset;
+      left = 1000;
+      wrong = 0;
+      paused = 0;
+    } else if (left > 0) {
       if (llabs(offset - first) > 50000000) ++wrong;
       if (--left == 0) printf("%d\n", wrong);
     }
-    last = after;
   }
 }
 
