@@ -13,8 +13,9 @@
 #include "fuzz/fuzz_target.h"
 
 // The bytes are what a hostile agent sends to a client that has a process, file
-// operations, freeze, wake, thaw and a ping under way. Every call ends exactly once, what is kept
-// stays within the bounds that were asked for, and nothing crashes.
+// operations, freeze, wake, thaw and a ping under way. Every call ends exactly
+// once, what is kept stays within the bounds that were asked for, and nothing
+// crashes.
 namespace catnap::agent {
 namespace {
 

@@ -20,8 +20,7 @@ namespace {
 using namespace std::chrono_literals;
 using test::AgentGuest;
 
-// Sums of an emulated host are slow: the bound that counts is design's on
-// hardware.
+// An emulated host is slow, and others may use its CPUs.
 constexpr std::chrono::milliseconds kBound = 2s;
 
 absl::StatusOr<agent::FreezeReport> FreezeNow(AgentGuest* guest,
@@ -247,6 +246,7 @@ TEST_CASE("A copy loses its connections with others, and nothing else") {
   request = {};
   request.argv = {"/tmp/busybox", "sh", "-c", "read line; echo got $line"};
   request.pty = agent::WindowSize{};
+  request.stdin_open = true;
   Program terminal(&guest, request);
 
   // An ordinary wake keeps all of them.
