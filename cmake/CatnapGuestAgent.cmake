@@ -74,12 +74,32 @@ add_custom_command(OUTPUT "${_agent_dir}/catnap-agent"
   COMMENT "Linking the guest agent"
   VERBATIM)
 set(_agent_files "${_agent_dir}/catnap-agent")
+
+# What programs of the guest may load (lib/guest/helpers/README.md). The library
+# depends on none, so that it loads with any C library.
+set(_helpers "${PROJECT_SOURCE_DIR}/lib/guest/helpers")
+set(_preload "${_agent_dir}/libcatnap_reseed.so")
+add_custom_command(OUTPUT "${_preload}"
+  COMMAND "${CMAKE_C_COMPILER}" -std=gnu17 -O2 -Wall -Wextra -shared -fPIC -s
+    -fvisibility=hidden -nostdlib -Wl,-soname,libcatnap_reseed.so
+    -o "${_preload}" "${_helpers}/openssl/catnap_reseed.c"
+  DEPENDS "${_helpers}/openssl/catnap_reseed.c"
+  COMMENT "Building libcatnap_reseed.so"
+  VERBATIM)
+list(APPEND _agent_files "${_preload}")
 if(NOT CATNAP_GUEST_KERNEL STREQUAL "NONE")
   set(_agent_pack "${PROJECT_SOURCE_DIR}/cmake/make_initramfs.sh")
+  set(_packed "${_helpers}/python/catnap_reseed.py"
+    "${_helpers}/python/sitecustomize.py" "${_helpers}/node/catnap_reseed.js"
+    "${_preload}")
   add_custom_command(OUTPUT "${_agent_dir}/agent.initramfs"
     COMMAND "${_agent_pack}" "${_agent_dir}/catnap-agent"
       "${_agent_dir}/agent.initramfs"
-    DEPENDS "${_agent_dir}/catnap-agent" "${_agent_pack}"
+      "lib/catnap/python/catnap_reseed.py=${_helpers}/python/catnap_reseed.py"
+      "lib/catnap/python/sitecustomize.py=${_helpers}/python/sitecustomize.py"
+      "lib/catnap/node/catnap_reseed.js=${_helpers}/node/catnap_reseed.js"
+      "lib/catnap/openssl/libcatnap_reseed.so=${_preload}"
+    DEPENDS "${_agent_dir}/catnap-agent" "${_agent_pack}" ${_packed}
     COMMENT "Packing the guest agent"
     VERBATIM)
   list(APPEND _agent_files "${_agent_dir}/agent.initramfs")
@@ -87,12 +107,18 @@ if(NOT CATNAP_GUEST_KERNEL STREQUAL "NONE")
     install(FILES "${_agent_dir}/agent.initramfs"
       DESTINATION "${CMAKE_INSTALL_DATADIR}/catnap/guest"
       COMPONENT guest_kernel)
+    install(FILES ${_packed} "${_helpers}/README.md"
+      DESTINATION "${CMAKE_INSTALL_DATADIR}/catnap/guest/helpers"
+      COMPONENT guest_kernel)
   endif()
   unset(_agent_pack)
+  unset(_packed)
 endif()
 add_custom_target(guest_agent ALL DEPENDS ${_agent_files})
 set(CATNAP_GUEST_AGENT "${_agent_dir}/catnap-agent")
 unset(_agent_files)
+unset(_helpers)
+unset(_preload)
 unset(_agent_sources)
 unset(_agent_objects)
 unset(_agent_dir)

@@ -1,12 +1,11 @@
 #include "agent/sleep.h"
 
-#include <sys/random.h>
-
 #include <algorithm>
 #include <cerrno>
 #include <memory>
 #include <utility>
 
+#include "base/random.h"
 #include "base/status.h"
 
 namespace catnap::agent {
@@ -108,9 +107,9 @@ void Wake(Client* client, const WakeOptions& options, const CallLimits& limits,
   WakeRequest request;
   request.is_copy = options.is_copy;
   request.entropy.resize(kEntropyBytes);
-  if (::getrandom(request.entropy.data(), kEntropyBytes, 0) !=
-      static_cast<ssize_t>(kEntropyBytes)) {
-    std::move(done)(ErrnoError(errno, "getrandom"));
+  const absl::Status drawn = base::FillRandom(request.entropy);
+  if (!drawn.ok()) {
+    std::move(done)(drawn);
     return;
   }
   request.hostname = options.hostname;

@@ -9,11 +9,13 @@
 #include "agent/client.h"
 #include "agent/files.h"
 #include "agent/process.h"
+#include "agent/sleep.h"
 #include "fuzz/fuzz_target.h"
 
 // The bytes are what a hostile agent sends to a client that has a process, file
-// operations and a ping under way. Every call ends exactly once, what is kept
-// stays within the bounds that were asked for, and nothing crashes.
+// operations, freeze, wake, thaw and a ping under way. Every call ends exactly
+// once, what is kept stays within the bounds that were asked for, and nothing
+// crashes.
 namespace catnap::agent {
 namespace {
 
@@ -59,7 +61,7 @@ void Run(std::span<const uint8_t> bytes, size_t cut) {
   {
     Client client(&sink, &clock, {.services = std::make_shared<Acceptor>()});
     const auto later = clock.now + std::chrono::seconds(1);
-    // Streams 2 to 12, in this order: the corpus counts on it.
+    // Streams 2 to 18, in this order: the corpus counts on it.
     FUZZ_CHECK(Exec(&client, {.argv = {"a"}}, kMost, later,
                     [&](const absl::StatusOr<ExecOutcome>& outcome) {
                       ++ended;
@@ -89,6 +91,17 @@ void Run(std::span<const uint8_t> bytes, size_t cut) {
             .ok());
     WriteFile(&client, "/a", std::string(300'000, 'x'), 0600, later,
               [&](const absl::Status&) { ++ended; });
+    Freeze(&client, {}, later, [&](const absl::StatusOr<FreezeReport>& report) {
+      ++ended;
+      if (!report.ok()) return;
+      FUZZ_CHECK(report->flush.count() >= 0 && report->freeze.count() >= 0);
+    });
+    Wake(&client, {.is_copy = true}, later,
+         [&](const absl::StatusOr<std::string>& left_out) {
+           ++ended;
+           FUZZ_CHECK(!left_out.ok() || left_out->size() <= kMaxErrorText);
+         });
+    Thaw(&client, later, [&](const absl::Status&) { ++ended; });
     client.Ping(later, [&](const absl::Status&) { ++ended; });
     while (!bytes.empty()) {
       const auto piece = bytes.first(std::min(cut, bytes.size()));
@@ -97,9 +110,9 @@ void Run(std::span<const uint8_t> bytes, size_t cut) {
     }
     clock.now = later;
     client.OnTime();
-    FUZZ_CHECK(ended == 7);
+    FUZZ_CHECK(ended == 10);
   }
-  FUZZ_CHECK(ended == 7);
+  FUZZ_CHECK(ended == 10);
 }
 
 }  // namespace

@@ -27,7 +27,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   using namespace catnap::agent;  // NOLINT(google-build-using-namespace)
   if (size == 0) return 0;
   const Fields fields(data + 1, size - 1);
-  switch (data[0] % 10) {
+  switch (data[0] % 13) {
     case 0:
       Check<ExecRequest>(fields);
       break;
@@ -54,6 +54,15 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
       break;
     case 8:
       Check<PortRequest>(fields);
+      break;
+    case 10:
+      Check<FreezeRequest>(fields);
+      break;
+    case 11:
+      Check<WakeRequest>(fields);
+      break;
+    case 12:
+      Check<SleepResult>(fields);
       break;
     default: {
       RecordReader reader;

@@ -515,8 +515,15 @@ std::vector<Seed> AgentClientSeeds() {
   PutFrame(&service, FrameType::kData, 0, 1, Bytes(200, 'x'), true);
   PutFrame(&service, FrameType::kReset, 0, 1, {8, 2});
   PutFrame(&service, FrameType::kPing, 0, 0, {});
+  Bytes sleep = AgentHello();
+  PutFrame(&sleep, FrameType::kClose, 0, 14,
+           Encode(agent::SleepResult{.flush_ns = 7, .freeze_ns = 9}));
+  PutFrame(&sleep, FrameType::kClose, 0, 16,
+           Encode(agent::SleepResult{.text = "machine-id: no"}));
+  PutFrame(&sleep, FrameType::kClose, 0, 18,
+           Encode(agent::SleepResult{.error = 1, .text = "no"}));
   return {Cut("good", 255, good), Cut("bytes", 0, good),
-          Cut("service", 40, service)};
+          Cut("service", 40, service), Cut("sleep", 255, sleep)};
 }
 
 // The first byte is the message, in the order of agent_messages_fuzz.
@@ -534,6 +541,17 @@ std::vector<Seed> AgentMessageSeeds() {
   Bytes records;
   agent::AppendRecord(Encode(entry), &records);
   agent::AppendRecord({}, &records);
+  agent::WakeRequest wake;
+  wake.is_copy = true;
+  wake.wall_ns = 1'700'000'000'000'000'000;
+  wake.entropy = {1, 2, 3, 4};
+  wake.hostname = "fork-1";
+  wake.machine_id = agent::MachineId{1, 2};
+  wake.generation = 7;
+  wake.mac = agent::MacAddress{2, 0, 0, 0, 0, 1};
+  wake.connections = agent::Connections::kDestroy;
+  wake.set_env = true;
+  wake.env = {"A=b"};
   return {
       Cut("exec", 0, Encode(exec)),
       Cut("started", 1, Encode(agent::Started{1, 2})),
@@ -545,7 +563,13 @@ std::vector<Seed> AgentMessageSeeds() {
       Cut("entry", 6, Encode(entry)),
       Cut("result", 7, Encode(agent::FileResult{.error = 2, .entry = entry})),
       Cut("port", 8, Encode(agent::PortRequest{80})),
-      Cut("records", 9, records)};
+      Cut("records", 9, records),
+      Cut("freeze", 10,
+          Encode(agent::FreezeRequest{.bound_ms = 50, .flush = true})),
+      Cut("wake", 11, Encode(wake)),
+      Cut("slept", 12,
+          Encode(agent::SleepResult{
+              .error = 110, .text = "no", .flush_ns = 1, .freeze_ns = 2}))};
 }
 
 // A layer file as cow_layer_fuzz reads it: "make checksums right", a place of

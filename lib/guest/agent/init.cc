@@ -29,6 +29,8 @@ constexpr size_t kMaxModuleList = 64 << 10;
 constexpr const char* kCgroup = "/sys/fs/cgroup";
 constexpr const char* kNewRoot = "/newroot";
 constexpr const char* kRunDirectory = "/run/catnap";
+constexpr const char* kHelpers = "/lib/catnap";
+constexpr const char* kHelpersSeen = "/run/catnap/lib";
 
 void Complain(std::string_view what) {
   const std::string line = "catnap-agent: " + ErrorText(what, errno) + "\n";
@@ -77,6 +79,23 @@ void BringLoopbackUp() {
   if (fd >= 0) close(fd);
 }
 
+// The initramfs's files for programs, where programs find them once the disk is
+// the root: it goes along with /run. There may be none.
+void OfferHelpers() {
+  mkdir(kRunDirectory, 0755);
+  mkdir(kHelpersSeen, 0755);
+  if (mount(kHelpers, kHelpersSeen, nullptr, MS_BIND, nullptr) != 0) {
+    if (errno != ENOENT) Complain(kHelpers);
+    rmdir(kHelpersSeen);
+    return;
+  }
+  if (mount(nullptr, kHelpersSeen, nullptr,
+            MS_BIND | MS_REMOUNT | MS_RDONLY | MS_NOSUID | MS_NODEV,
+            nullptr) != 0) {
+    Complain(kHelpersSeen);
+  }
+}
+
 // The disk becomes "/". The initramfs stays below it and holds only us, whose
 // memory it is anyway. Without a disk the initramfs is the root.
 void EnterRootDisk(std::string_view device) {
@@ -106,6 +125,7 @@ GuestConfig SetUpGuest() {
   Mount("sysfs", "/sys", MS_NOSUID | MS_NODEV | MS_NOEXEC);
   Mount("devtmpfs", "/dev", MS_NOSUID, "mode=0755");
   Mount("tmpfs", "/run", MS_NOSUID | MS_NODEV, "mode=0755");
+  OfferHelpers();
   LoadModules();
   const std::string command_line = ReadText("/proc/cmdline", kMaxCommandLine);
   const std::string_view disk = Argument(command_line, "catnap.root=");
