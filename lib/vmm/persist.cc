@@ -48,6 +48,8 @@ namespace {
 using state::SavedSection;
 using state::SectionId;
 
+constexpr uint32_t kPics[] = {KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE};
+
 constexpr uint16_t kVersion = 1;  // Of every section so far.
 
 // Field ids; FORMAT: state/FORMAT.md.
@@ -249,10 +251,10 @@ absl::StatusOr<std::vector<SavedSection>> Machine::Save() {
         "a machine is saved while its guest is paused");
   }
   std::vector<SavedSection> sections;
+  const SavedMachine shape = ShapeLocked();
   CATNAP_RETURN_IF_ERROR(Add(
       SectionId::kMachine, 0,
-      [this](state::StateEncoder& out) ABSL_EXCLUSIVE_LOCKS_REQUIRED(
-          control_mutex_) { EncodeMachine(ShapeLocked(), out); },
+      [&shape](state::StateEncoder& out) { EncodeMachine(shape, out); },
       &sections));
   arch::CpuIdentity identity;
   identity.cpuid = cpuids_.front();
@@ -296,7 +298,7 @@ absl::StatusOr<std::vector<SavedSection>> Machine::Save() {
   CATNAP_ASSIGN_OR_RETURN(const kvm_irqchip ioapic,
                           vm_.GetIrqchip(KVM_IRQCHIP_IOAPIC));
   chip.ioapic = ioapic.chip.ioapic;
-  for (const uint32_t pic : {KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE}) {
+  for (const uint32_t pic : kPics) {
     CATNAP_ASSIGN_OR_RETURN(const kvm_irqchip part, vm_.GetIrqchip(pic));
     chip.pics[pic] = part.chip.pic;
   }
@@ -386,7 +388,7 @@ absl::Status Machine::LoadVcpus(std::span<const SavedSection> sections,
 absl::Status Machine::LoadIrqchip(state::StateDecoder in) {
   CATNAP_ASSIGN_OR_RETURN(const arch::SavedIrqchip saved,
                           arch::DecodeIrqchip(in));
-  for (const uint32_t pic : {KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE}) {
+  for (const uint32_t pic : kPics) {
     kvm_irqchip chip{};
     chip.chip_id = pic;
     chip.chip.pic = saved.pics[pic];
