@@ -65,7 +65,9 @@ absl::Status DiskStack::OpenChain(const LayerChain& chain) {
   return absl::OkStatus();
 }
 
-DiskStack::~DiskStack() {
+DiskStack::~DiskStack() { Close(); }
+
+void DiskStack::Close() {
   const base::MutexLock freeze(&freeze_mutex_);
   {
     const base::MutexLock lock(&mutex_);
@@ -75,6 +77,7 @@ DiskStack::~DiskStack() {
   merger_.Join();
   // Nothing is in it, and the next Open() would not know it.
   if (spare_.has_value()) ::unlink(spare_->file.path.c_str());
+  spare_.reset();
 }
 
 CowLayerOptions DiskStack::TopOptions() const {

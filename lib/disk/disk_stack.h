@@ -125,6 +125,11 @@ class DiskStack final : public BlockIo {
   // Blocks until the background has nothing to merge, or could not go on.
   void WaitForMerges();
 
+  // Lets go of the directory, for somebody else to open or remove it: stops a
+  // merge in progress as the destructor does, which calls this. No freeze may
+  // come any more; requests may, and do no harm. Idempotent.
+  void Close();
+
  private:
   struct FrozenLayer {
     ChainLayer file;

@@ -309,6 +309,7 @@ absl::StatusOr<StoredSizes> MachineGuest::Suspend(
     return stored;
   }
   connection_->Detach();
+  running->root()->Close();
   const base::MutexLock lock(&mutex_);
   vcpu_seconds_ +=
       std::chrono::duration<double>(running->machine().vcpu_time()).count();
@@ -360,6 +361,7 @@ absl::Status MachineGuest::Resume(const std::filesystem::path& directory,
   connection_->Break(absl::UnavailableError(
       "the guest could not be woken, and its connections were lost"));
   connection_->Detach();
+  running->root()->Close();
   const base::MutexLock lock(&mutex_);
   running_.reset();
   origin_.reset();

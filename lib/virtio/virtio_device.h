@@ -93,6 +93,10 @@ class VirtioDevice {
   // the driver once: what it was to hear of before may be lost.
   void Resume();
 
+  // Whether Quiesce() left requests undone that SaveState() knows nothing of:
+  // the device cannot be saved now.
+  virtual bool holds_requests() const { return false; }
+
   // Saves what LoadState() needs beside what the transport saves.
   // REQUIRES: quiesced.
   void SaveState(state::StateEncoder& out) const;

@@ -268,6 +268,13 @@ absl::StatusOr<std::vector<SavedSection>> Machine::Save() {
   quiet_ = true;
   for (const auto& [page, slot] : virtio_slots_) slot->device().Quiesce();
   for (const auto& [page, slot] : virtio_slots_) {
+    if (slot->device().holds_requests()) {
+      return absl::ResourceExhaustedError(
+          "requests of the guest's disk wait for room on the host's disk; make "
+          "room there, then save the guest");
+    }
+  }
+  for (const auto& [page, slot] : virtio_slots_) {
     absl::Status saved;
     CATNAP_RETURN_IF_ERROR(Add(
         SectionId::kDevice, static_cast<size_t>(page),

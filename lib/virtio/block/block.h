@@ -52,7 +52,7 @@ class Block final : public VirtioDevice {
   // After Quiesce(): whether there are requests that the disk had parked, for
   // want of room on the host. Resume() starts them anew. SaveState() knows
   // nothing of them: who saves now loses them.
-  bool holds_requests() const;
+  bool holds_requests() const override;
 
  private:
   // A request between HandleLocked() and its completion.
