@@ -4,6 +4,7 @@
 #include <linux/kvm.h>
 
 #include <cstdint>
+#include <string_view>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -43,6 +44,10 @@ class VcpuFd {
       const std::vector<uint32_t>& indices) const;
   absl::StatusOr<kvm_lapic_state> GetLapic() const;
   absl::Status SetLapic(const kvm_lapic_state& lapic);
+  // A counter of the kernel's by its name, such as "exits" (KVM_GET_STATS_FD);
+  // at any time, from any thread.
+  // Errors: NOT_FOUND, no such counter; UNIMPLEMENTED, a kernel before 5.14.
+  absl::StatusOr<uint64_t> ReadStat(std::string_view name) const;
   // Inside KVM_RUN every signal but `kick_signal` is blocked.
   absl::Status UnblockOnlyInRun(int kick_signal);
 
