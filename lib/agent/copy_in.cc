@@ -123,15 +123,22 @@ class TreeReader {
     const base::UniqueFd fd(::open(
         found.fts_accpath, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK));
     if (!fd.valid()) return ErrnoError(errno, "open {}", found.fts_path);
+    // One with a disk block for every byte has no holes to look for.
+    constexpr off_t kStatBlockBytes = 512;
+    const bool sparse = info.st_blocks * kStatBlockBytes < info.st_size;
     off_t offset = 0;
-    while (!ended_) {
-      const off_t data = ::lseek(fd.get(), offset, SEEK_DATA);
-      if (data < 0 && errno == ENXIO) break;  // Only a hole is left.
-      if (data > offset) offset = data;
+    while (!ended_ && (sparse || offset < info.st_size)) {
       size_t want = kRecordDataBytes;
-      const off_t hole = ::lseek(fd.get(), offset, SEEK_HOLE);
-      if (hole > offset) {
-        want = std::min(want, static_cast<size_t>(hole - offset));
+      if (sparse) {
+        const off_t data = ::lseek(fd.get(), offset, SEEK_DATA);
+        if (data < 0 && errno == ENXIO) break;  // Only a hole is left.
+        if (data > offset) offset = data;
+        const off_t hole = ::lseek(fd.get(), offset, SEEK_HOLE);
+        if (hole > offset) {
+          want = std::min(want, static_cast<size_t>(hole - offset));
+        }
+      } else {
+        want = std::min(want, static_cast<size_t>(info.st_size - offset));
       }
       entry.offset = static_cast<uint64_t>(offset);
       entry.data.resize(want);

@@ -367,6 +367,15 @@ uint64_t Machine::user_exits() const {
   return exits;
 }
 
+absl::StatusOr<uint64_t> Machine::ReadKvmStat(std::string_view name) const {
+  uint64_t sum = 0;
+  for (const auto& vcpu : vcpus_) {
+    CATNAP_ASSIGN_OR_RETURN(const uint64_t value, vcpu->ReadStat(name));
+    sum += value;
+  }
+  return sum;
+}
+
 std::chrono::nanoseconds Machine::vcpu_time() const {
   std::chrono::nanoseconds time{0};
   for (const auto& vcpu : vcpus_) time += vcpu->cpu_time();

@@ -9,6 +9,7 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
@@ -183,6 +184,10 @@ class Machine final : private VcpuThread::EndSink {
   // How often KVM_RUN came back with an access to a port or a device, over all
   // vCPUs: what register pages and ioeventfds are there to avoid.
   uint64_t user_exits() const;
+
+  // A counter that KVM keeps for each vCPU, such as "exits", summed up. Errors:
+  // as kvm::VcpuFd::ReadStat().
+  absl::StatusOr<uint64_t> ReadKvmStat(std::string_view name) const;
 
   // CPU time of all vCPU threads: of the guest, and of what the VMM did for it
   // there.

@@ -5,6 +5,7 @@
 #include <chrono>
 #include <cstdint>
 #include <memory>
+#include <string_view>
 
 #include "absl/base/thread_annotations.h"
 #include "absl/status/statusor.h"
@@ -68,6 +69,10 @@ class VcpuThread {
   uint64_t user_exits() const {
     // relaxed: a statistic that orders nothing.
     return user_exits_.load(std::memory_order_relaxed);
+  }
+  // A counter of the kernel's for this vCPU; see VcpuFd::ReadStat().
+  absl::StatusOr<uint64_t> ReadStat(std::string_view name) const {
+    return vcpu_.ReadStat(name);
   }
   // What the thread has used of CPUs.
   std::chrono::nanoseconds cpu_time() const;

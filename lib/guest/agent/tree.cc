@@ -229,26 +229,45 @@ class TreeInTask final : public Task {
         }
         return true;  // Shares what the first one has.
       case EntryType::kFile:
-        fd_ = open(
-            path.c_str(),
-            O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK,
-            0600);
-        if (fd_ < 0 || ftruncate(fd_, static_cast<off_t>(entry.size)) != 0) {
-          return Fail(path);
-        }
-        if (!Put(entry)) return false;
-        mtime_ns_ = entry.mtime_ns;
-        break;
+        return MakeFile(entry, path);
       default:
         return false;
     }
     // The owner first: a change of it takes set-id bits away.
-    if (geteuid() == 0 && lchown(path.c_str(), entry.uid, entry.gid) != 0) {
+    if (is_root_ && lchown(path.c_str(), entry.uid, entry.gid) != 0) {
       return Fail(path);
     }
     if (entry.type != EntryType::kSymlink && chmod(path.c_str(), mode) != 0) {
       return Fail(path);
     }
+    return true;
+  }
+
+  // Many small files come in a row: no call that changes nothing, and none by
+  // the path once the file is open.
+  bool MakeFile(const FileEntry& entry, const std::string& path) {
+    const mode_t mode = entry.mode & 07777;
+    fd_ =
+        open(path.c_str(),
+             O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK,
+             mode & 0777);
+    struct stat info {};
+    if (fd_ < 0 || fstat(fd_, &info) != 0) return Fail(path);
+    // What is not written is a hole.
+    if (entry.offset + entry.data.size() != entry.size &&
+        ftruncate(fd_, static_cast<off_t>(entry.size)) != 0) {
+      return Fail(path);
+    }
+    if (!Put(entry)) return false;
+    mtime_ns_ = entry.mtime_ns;
+    // The owner first: a change of it takes set-id bits away.
+    const bool foreign = info.st_uid != entry.uid || info.st_gid != entry.gid;
+    if (is_root_ && foreign && fchown(fd_, entry.uid, entry.gid) != 0) {
+      return Fail(path);
+    }
+    // A write takes set-id bits away, too.
+    const bool changed = (info.st_mode & 07777) != mode || (mode & 07000) != 0;
+    if (changed && fchmod(fd_, mode) != 0) return Fail(path);
     return true;
   }
 
@@ -283,6 +302,7 @@ class TreeInTask final : public Task {
 
   Server* const server_;  // Not owned.
   const uint32_t stream_;
+  const bool is_root_ = geteuid() == 0;
   std::string root_;
   agent::RecordReader records_;
   int fd_ = -1;  // The file that content records are for.
