@@ -58,8 +58,9 @@ class Sleepers {
     auto loop = io::EventLoop::Create({});
     REQUIRE(loop.ok());
     loop_ = *std::move(loop);
-    factory_ = std::make_unique<MachineFactory>(
-        MachineFactory::Options{.clock = &clock_});
+    MachineFactory::Options options;
+    options.clock = &clock_;
+    factory_ = std::make_unique<MachineFactory>(std::move(options));
     auto image = std::make_shared<ImageRecord>();
     image->name = "busybox";
     image->major = 1;
