@@ -70,8 +70,11 @@ struct GuestOrigin {
 // What a guest is started from.
 struct GuestConfig {
   std::shared_ptr<const ImageRecord> image;
-  std::optional<GuestOrigin> origin{};  // None: the image's disk is booted.
-  std::filesystem::path directory;  // For its own files; empty, and its own.
+  // None: the disk is booted, the image's or, when `directory` has one, that.
+  std::optional<GuestOrigin> origin{};
+  // For its own files, and its own. Empty, or (without an origin) as a guest
+  // that ended left it.
+  std::filesystem::path directory;
   std::vector<Disk> disks;
   NetworkPolicy egress;
   std::shared_ptr<UniqueFd> tap;  // Null: the built-in network.
@@ -83,6 +86,9 @@ struct GuestConfig {
   // Called at most once, on any thread, when the guest ended by itself. Must
   // not block, nor call the guest.
   std::function<void(GuestEnd)> on_end;
+  // Called once, within Start(), when a guest could be booted from `directory`
+  // as it is, and before this one runs. An error ends the start. May be null.
+  std::function<absl::Status()> on_prepared{};
 };
 
 // A running guest with its agent: what a MicroVM is while it runs. The seam
@@ -111,6 +117,9 @@ class Guest {
   virtual uint64_t StoredBytes() const = 0;
   // What it waits for, such as a full disk of the host; mostly "".
   virtual std::string WaitsFor() const = 0;
+  // Frames that left by its network since it was started; for idle detection.
+  virtual uint64_t OutboundFrames() const { return 0; }
+  // Also while it is suspended: for when it runs again.
   // Errors: INVALID_ARGUMENT, a rule.
   virtual absl::Status SetEgress(const NetworkPolicy& policy) = 0;
 
@@ -138,6 +147,10 @@ class GuestFactory {
  public:
   virtual ~GuestFactory() = default;
   virtual absl::StatusOr<std::unique_ptr<Guest>> Start(GuestConfig config) = 0;
+  // Makes what `count` guests of the image need ahead of demand. Blocks.
+  virtual absl::Status Prewarm(const ImageRecord& /*image*/, int /*count*/) {
+    return absl::OkStatus();
+  }
 };
 
 }  // namespace catnap::runtime

@@ -21,13 +21,15 @@
 namespace catnap::runtime {
 namespace {
 
-constexpr char kVmsName[] = "vms";
 constexpr char kImagesName[] = "images";
 constexpr char kLockName[] = "lock";
 // How long, and how many, MicroVMs that ended stay listed.
 constexpr auto kListedFor = std::chrono::minutes(20);
 constexpr size_t kMaxEnded = 1000;
 constexpr size_t kIdBytes = 8;
+// Guests that end or wake, and that fall asleep, at once in the background.
+constexpr size_t kMaxWorkers = 16;
+constexpr size_t kMaxSleepers = 4;
 
 absl::Status Closed() {
   return WithReason(absl::CancelledError("the Host was closed"),
@@ -54,9 +56,16 @@ bool Matches(const Filter& filter, const std::string& image,
 }  // namespace
 
 VmHandle::~VmHandle() {
-  if (vm_->options().on_release == OnRelease::kTerminate) {
-    vm_->EndSoon(TerminationReason::kRequested,
-                 "its last handle was released (OnRelease::kTerminate)");
+  switch (vm_->options().on_release) {
+    case OnRelease::kKeep:
+      break;
+    case OnRelease::kSuspend:
+      vm_->SuspendSoon("its last handle was released (OnRelease::kSuspend)");
+      break;
+    case OnRelease::kTerminate:
+      vm_->EndSoon(TerminationReason::kRequested,
+                   "its last handle was released (OnRelease::kTerminate)");
+      break;
   }
 }
 
@@ -81,7 +90,10 @@ absl::Status HostCore::Prepare(const FactoryMaker& make_factory) {
                             OwnedExecutor::Create("catnap-callback"));
     executor_ = own_executor_;
   }
-  CATNAP_ASSIGN_OR_RETURN(worker_, OwnedExecutor::Create("catnap-work"));
+  CATNAP_ASSIGN_OR_RETURN(worker_,
+                          TaskThreads::Create("catnap-work", kMaxWorkers));
+  CATNAP_ASSIGN_OR_RETURN(sleeper_,
+                          TaskThreads::Create("catnap-sleep", kMaxSleepers));
   log_ = base::Logger(
       {.sink = options_.log, .executor = executor_, .source = "host"});
   CATNAP_RETURN_IF_ERROR(LockStateDirectory());
@@ -97,7 +109,7 @@ absl::Status HostCore::Prepare(const FactoryMaker& make_factory) {
                        .kernel = options_.kernel,
                        .kick_signal = options_.kick_signal,
                        .clock = &clock_});
-  return absl::OkStatus();
+  return Recover();
 }
 
 absl::Status HostCore::LockStateDirectory() {
@@ -139,11 +151,7 @@ absl::Status HostCore::LockStateDirectory() {
             state_dir_.string())),
         ErrorReason::kStateDirInUse);
   }
-  // What MicroVMs of a process that died left.
-  std::filesystem::remove_all(state_dir_ / kVmsName, error);
-  if (!error) {
-    std::filesystem::create_directory(state_dir_ / kVmsName, error);
-  }
+  std::filesystem::create_directory(state_dir_ / kVmsName, error);
   if (error) {
     return ErrnoError(error.value(), "prepare {}",
                       (state_dir_ / kVmsName).string());
@@ -181,12 +189,8 @@ absl::Status HostCore::Close(const CloseOptions& options) {
     closed_ = true;
     for (const auto& [id, entry] : vms_) vms.push_back(entry.vm);
   }
-  size_t ran = 0;
-  for (const auto& vm : vms) {
-    if (vm->state() == MicroVMState::kRunning) ++ran;
-    vm->End(TerminationReason::kRequested, "the Host was closed",
-            /*host_closed=*/true);
-  }
+  const absl::Status suspended =
+      CloseVms(vms, options.running == AtClose::kSuspend, deadline);
   std::deque<Launcher> launchers;
   {
     const base::MutexLock lock(&mutex_);
@@ -200,6 +204,7 @@ absl::Status HostCore::Close(const CloseOptions& options) {
   }
   factory_.reset();
   // Each runs what waits, which may post to the other.
+  if (sleeper_ != nullptr) sleeper_->Join();
   if (worker_ != nullptr) worker_->Join();
   const bool idle =
       own_executor_ == nullptr || own_executor_->WaitIdle(deadline);
@@ -218,14 +223,36 @@ absl::Status HostCore::Close(const CloseOptions& options) {
   if (error) {
     return ErrnoError(error.value(), "remove {}", state_dir_.string());
   }
-  if (ran > 0 && options.running == AtClose::kSuspend) {
-    return Error(absl::StatusCode::kUnimplemented,
-                 "the Host is closed; {} MicroVMs that ran were ended, as this "
-                 "version of the library cannot suspend them: pass "
-                 "AtClose::kTerminate when that is meant",
-                 ran);
+  return suspended;
+}
+
+absl::Status HostCore::CloseVms(const std::vector<std::shared_ptr<Vm>>& vms,
+                                bool suspend, Vm::Time deadline) {
+  base::Mutex mutex;
+  absl::Status first;
+  std::atomic<size_t> next{0};
+  const auto work = [&] {
+    for (size_t i = next++; i < vms.size(); i = next++) {
+      const absl::Status closed = vms[i]->Close(suspend, deadline);
+      if (closed.ok()) continue;
+      log_.LogIfError(closed, "MicroVM {} could not be suspended",
+                      vms[i]->id());
+      const base::MutexLock lock(&mutex);
+      if (first.ok()) {
+        first = AddContext(
+            closed, fmt::format("MicroVM {} was not suspended", vms[i]->id()));
+      }
+    }
+  };
+  std::vector<base::Thread> threads;
+  while (threads.size() + 1 < std::min(vms.size(), kMaxSleepers)) {
+    auto thread = base::Thread::Start("catnap-close", work);
+    if (!thread.ok()) break;  // The others do it.
+    threads.push_back(*std::move(thread));
   }
-  return absl::OkStatus();
+  work();
+  threads.clear();
+  return first;
 }
 
 absl::Status HostCore::CheckOpenLocked() const {
@@ -306,13 +333,24 @@ absl::StatusOr<std::shared_ptr<Vm>> HostCore::AddLocked(
   if (options.id.empty()) {
     CATNAP_ASSIGN_OR_RETURN(options.id, NewId());
   }
+  // A directory that goes with the Host records nothing.
+  if (temporary_) options.durability = Durability::kEphemeral;
   const std::string id = options.id;
+  auto vm =
+      std::make_shared<Vm>(id, image, std::move(options), EnvironmentOf(id));
+  CATNAP_RETURN_IF_ERROR(vm->Prepare());
+  vms_[id].vm = vm;
+  return vm;
+}
+
+VmEnvironment HostCore::EnvironmentOf(const std::string& id) {
   VmEnvironment environment;
   environment.factory = factory_.get();
   environment.loop = loops_[next_loop_++ % loops_.size()].get();
   environment.clock = &clock_;
   environment.executor = executor_;
   environment.worker = worker_;
+  environment.sleeper = sleeper_;
   environment.log = options_.log;
   environment.handle = [host = weak_from_this(),
                         id]() -> absl::StatusOr<MicroVM> {
@@ -320,13 +358,7 @@ absl::StatusOr<std::shared_ptr<Vm>> HostCore::AddLocked(
     return core == nullptr ? Closed() : core->GetMicroVM(id);
   };
   environment.directory = state_dir_ / kVmsName / id;
-  if (::mkdir(environment.directory.c_str(), S_IRWXU) != 0 && errno != EEXIST) {
-    return ErrnoError(errno, "make {}", environment.directory.string());
-  }
-  auto vm = std::make_shared<Vm>(id, image, std::move(options),
-                                 std::move(environment));
-  vms_[id].vm = vm;
-  return vm;
+  return environment;
 }
 
 void HostCore::ForgetOldLocked() {

@@ -27,9 +27,12 @@
 #include "runtime/guest.h"
 #include "runtime/image_store.h"
 #include "runtime/owned_executor.h"
+#include "runtime/task_threads.h"
 #include "runtime/vm.h"
 
 namespace catnap::runtime {
+
+inline constexpr char kVmsName[] = "vms";  // In the state directory.
 
 // What all handles of one MicroVM share; its end is the release.
 class VmHandle {
@@ -106,6 +109,13 @@ class HostCore : public std::enable_shared_from_this<HostCore> {
   absl::Status Prepare(const FactoryMaker& make_factory);
   absl::Status LockStateDirectory();
   absl::Status MakeLoops();
+  VmEnvironment EnvironmentOf(const std::string& id);
+  // Lists what earlier processes left (recovery.cc).
+  absl::Status Recover();
+  void RecoverOne(const std::filesystem::path& directory);
+  // Ends or parks them all; the first error.
+  absl::Status CloseVms(const std::vector<std::shared_ptr<Vm>>& vms,
+                        bool suspend, Vm::Time deadline);
   absl::Status CheckOpenLocked() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // The VM of that id, or a new one, which is then the caller's to start.
   absl::StatusOr<std::shared_ptr<Vm>> FindOrAdd(
@@ -125,7 +135,8 @@ class HostCore : public std::enable_shared_from_this<HostCore> {
   base::UniqueFd lock_;                          // Of state_dir_.
   std::shared_ptr<OwnedExecutor> own_executor_;  // Null: the caller's.
   std::shared_ptr<Executor> executor_;
-  std::shared_ptr<OwnedExecutor> worker_;
+  std::shared_ptr<TaskThreads> worker_;
+  std::shared_ptr<TaskThreads> sleeper_;
   std::unique_ptr<ImageStore> images_;
   std::vector<std::unique_ptr<io::EventLoop>> loops_;
   std::unique_ptr<GuestFactory> factory_;  // Before the loops go.

@@ -19,17 +19,7 @@ namespace catnap::testing {
 class TestHost {
  public:
   explicit TestHost(ImageSpec spec = {}, HostOptions options = {}) {
-    options.state_dir = path_ / "state";
-    auto core = runtime::HostCore::Open(
-        std::move(options), [this](base::Clock* /*clock*/) {
-          auto factory =
-              std::make_unique<ProcessGuestFactory>(CATNAP_GUEST_AGENT);
-          factory_ = factory.get();
-          return factory;
-        });
-    INFO(core.status().ToString());
-    REQUIRE(core.ok());
-    host_ = runtime::HostCore::MakeHost(*std::move(core));
+    Open(std::move(options));
     const auto root = path_ / "root";
     std::filesystem::create_directories(root / "etc");
     std::ofstream(root / "etc" / "hostname") << "guest\n";
@@ -42,11 +32,49 @@ class TestHost {
     image_ = *std::move(image);
   }
 
+  // Another Host of the same directories. REQUIRES: there is none.
+  void Open(HostOptions options = {}) {
+    options.state_dir = path_ / "state";
+    auto core = runtime::HostCore::Open(
+        std::move(options), [this](base::Clock* /*clock*/) {
+          auto factory = std::make_unique<ProcessGuestFactory>(
+              CATNAP_GUEST_AGENT, faults_);
+          factory_ = factory.get();
+          return factory;
+        });
+    INFO(core.status().ToString());
+    REQUIRE(core.ok());
+    host_ = runtime::HostCore::MakeHost(*std::move(core));
+  }
+
   Host& host() { return *host_; }
   // Lets go of the Host itself.
   void Release() { host_.reset(); }
+  // As if its process had been killed now: a copy of what is on the disk is
+  // what the next Host finds.
+  void Crash() {
+    const auto state = path_ / "state";
+    const auto copy = path_ / "copy";
+    std::filesystem::copy(state, copy,
+                          std::filesystem::copy_options::recursive);
+    REQUIRE(host_->Close({.running = AtClose::kTerminate}).ok());
+    host_.reset();
+    std::filesystem::remove_all(state);
+    std::filesystem::rename(copy, state);
+    Open();
+  }
+  // Closes it, and opens another.
+  void Restart() {
+    const absl::Status closed = host_->Close();
+    INFO(closed.ToString());
+    REQUIRE(closed.ok());
+    host_.reset();
+    Open();
+  }
   const Image& image() const { return image_; }
   ProcessGuestFactory& factory() { return *factory_; }
+  GuestFaults& faults() { return *faults_; }
+  ProcessGuest& guest() { return *factory_->latest(); }
   const std::filesystem::path& path() const { return path_; }
 
   MicroVM Run(RunOptions options = {}) {
@@ -55,10 +83,17 @@ class TestHost {
     REQUIRE(vm.ok());
     return *std::move(vm);
   }
+  MicroVM Get(const std::string& id) {
+    auto vm = host_->GetMicroVM(id);
+    INFO(vm.status().ToString());
+    REQUIRE(vm.ok());
+    return *std::move(vm);
+  }
 
  private:
   test::TemporaryDirectory directory_;
   const std::filesystem::path path_ = directory_.path();
+  const std::shared_ptr<GuestFaults> faults_ = std::make_shared<GuestFaults>();
   ProcessGuestFactory* factory_ = nullptr;
   Image image_;
   std::shared_ptr<Host> host_;
