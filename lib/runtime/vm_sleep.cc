@@ -240,6 +240,8 @@ absl::Status Vm::PublishSleep(uint64_t number, const StoredSizes& sizes,
   CATNAP_RETURN_IF_ERROR(store_.PublishSnapshot(record));
   const base::MutexLock lock(&mutex_);
   record_.snapshot = record.snapshot;
+  record_.sleep_reason = record.sleep_reason;
+  record_.vcpu_seconds = record.vcpu_seconds;
   record_.suspended_at = record.suspended_at;
   record_.bytes_written = record.bytes_written;
   record_.stored_bytes = record.stored_bytes;

@@ -200,9 +200,10 @@ absl::Status VmStore::PublishSnapshot(const VmRecord& record) {
 
 std::filesystem::path VmStore::FindSnapshot(uint64_t number) const {
   std::error_code error;
-  std::filesystem::path published = SnapshotPath(number);
-  return std::filesystem::is_directory(published, error) ? published
-                                                         : NewPath(number);
+  std::filesystem::path unpublished = NewPath(number);
+  return std::filesystem::is_directory(unpublished, error)
+             ? unpublished
+             : SnapshotPath(number);
 }
 
 absl::Status VmStore::MarkAwake(uint64_t number) {

@@ -55,12 +55,22 @@ class TestHost {
   void Crash() {
     const auto state = path_ / "state";
     const auto copy = path_ / "copy";
-    std::filesystem::copy(state, copy,
-                          std::filesystem::copy_options::recursive);
+    const auto names = {"vms", "snapshots"};
+    for (const char* name : names) {
+      if (!std::filesystem::exists(state / name)) continue;
+      std::filesystem::create_directories(copy);
+      std::filesystem::copy(state / name, copy / name,
+                            std::filesystem::copy_options::recursive);
+    }
     REQUIRE(host_->Close({.running = AtClose::kTerminate}).ok());
     host_.reset();
-    std::filesystem::remove_all(state);
-    std::filesystem::rename(copy, state);
+    for (const char* name : names) {
+      std::filesystem::remove_all(state / name);
+      if (std::filesystem::exists(copy / name)) {
+        std::filesystem::rename(copy / name, state / name);
+      }
+    }
+    std::filesystem::remove_all(copy);
     Open();
   }
   // Closes it, and opens another.

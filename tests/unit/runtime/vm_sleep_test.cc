@@ -217,6 +217,7 @@ TEST_CASE("A use cancels a suspend that it may undo") {
   CHECK(status.code() == absl::StatusCode::kCancelled);
   CHECK_THAT(status.ToString(), Catch::Contains("was used"));
   CHECK(vm.state() == MicroVMState::kRunning);
+  host.faults().delay_ms = 0;  // Of Close().
 }
 
 TEST_CASE("Without auto-resume a use waits for the suspend, and is refused") {
@@ -297,7 +298,7 @@ TEST_CASE("Bytes and connections of a forward wake its machine") {
   REQUIRE(vm.Suspend().ok());
   CHECK(testing::SendAll(client.get(), "two"));
   CHECK(testing::ReceiveUpTo(client.get(), 3) == "two");
-  CHECK(vm.state() == MicroVMState::kRunning);
+  CHECK(vm.WaitForState(MicroVMState::kRunning, 20s).ok());
 
   REQUIRE(vm.SetIdlePolicy(std::nullopt).ok());
   REQUIRE(vm.Suspend().ok());
