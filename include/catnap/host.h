@@ -18,6 +18,7 @@
 #include "catnap/image.h"
 #include "catnap/log.h"
 #include "catnap/microvm.h"
+#include "catnap/snapshot.h"
 
 namespace catnap {
 
@@ -122,6 +123,15 @@ class CATNAP_EXPORT Host {
   std::vector<MicroVM> ListMicroVMs(const Filter& filter = {}) const;
   // Errors: NOT_FOUND.
   absl::StatusOr<MicroVM> GetMicroVM(std::string_view id) const;
+
+  // Those with a name, and those that somebody has a handle of.
+  std::vector<Snapshot> ListSnapshots(const Filter& filter = {}) const;
+  // Errors: NOT_FOUND.
+  absl::StatusOr<Snapshot> GetSnapshot(std::string_view id_or_name) const;
+  // Makes ahead of demand what `count` machines of the image need, so that
+  // MicroVM::Run() is as fast as it can be. Blocks.
+  // Errors: INVALID_ARGUMENT; as MicroVM::Run().
+  absl::Status Prewarm(const Image& image, int count);
 
   // Suspends or ends what runs, ends every call, and joins all threads. Calls
   // that wait return CANCELLED with kHostClosed. Idempotent; ~Host() is

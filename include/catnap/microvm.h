@@ -7,6 +7,7 @@
 #include <functional>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -24,6 +25,7 @@ namespace catnap {
 
 class Host;
 class Image;
+class Snapshot;
 namespace runtime {
 class ForwardHandle;
 class HostCore;
@@ -84,6 +86,18 @@ class CATNAP_EXPORT KeepAlive {
   friend class MicroVM;
   explicit KeepAlive(std::unique_ptr<runtime::VmHold> hold);
   std::unique_ptr<runtime::VmHold> hold_;
+};
+
+// How MicroVM::TakeSnapshot() keeps one.
+struct SnapshotOptions {
+  // kMemory: it takes memory, not disk, and ends with its Host; what forks
+  // start from. kStore: on the disk.
+  enum class Where { kMemory, kStore };
+  // As RunOptions::id; it stays until Snapshot::Delete(). Empty: none, and it
+  // goes with its last handle.
+  std::string name{};
+  Labels labels{};
+  Where where = Where::kStore;
 };
 
 // A port of the host that leads to one of a guest. Destroying it closes the
@@ -148,6 +162,13 @@ class CATNAP_EXPORT MicroVM {
                                      RunOptions options = {},
                                      CallOptions call = {});
 
+  // Starts a machine that goes on where the snapshot was taken, with an
+  // identity of its own: connections of then are gone, programs live on. Else
+  // as Run(). Errors also: DATA_LOSS, what was stored is damaged.
+  static absl::StatusOr<MicroVM> Restore(Host& host, const Snapshot& snapshot,
+                                         RunOptions options = {},
+                                         CallOptions call = {});
+
   const std::string& id() const;  // Empty for an empty handle.
   MicroVMState state() const;     // kTerminated for an empty handle.
   // For people: why it is in this state, or what it waits for.
@@ -159,6 +180,9 @@ class CATNAP_EXPORT MicroVM {
   // is kSuspending meanwhile. Blocks while its memory is written: what changed
   // since it woke last. Calls at once share one suspend. OK when it sleeps
   // already.
+  //
+  // Calls and programs that are under way are frozen with it, and go on when it
+  // wakes; deadlines of calls pass meanwhile.
   //
   // Cancelled, late or failed it runs on, and its last snapshot stays. So it
   // does (CANCELLED) when it may resume by itself and is used meanwhile.
@@ -179,6 +203,28 @@ class CATNAP_EXPORT MicroVM {
   // Ends it at once, whatever it does; its disk goes. Blocks for milliseconds.
   // OK when it has ended already.
   absl::Status Terminate(CallOptions call = {}) const;
+  // Copies it as it is. It stands still for some milliseconds, while its own
+  // memory is copied, and goes on; what takes long comes after. Of a machine
+  // that sleeps: its stored state, without waking it (in the store in any
+  // case). Cancelled or failed it leaves nothing.
+  // Errors:
+  //   ALREADY_EXISTS       the name is taken
+  //   RESOURCE_EXHAUSTED   memory; the disk
+  //   FAILED_PRECONDITION  the guest could not be frozen; after a crash of the
+  //                        host process it has only its disk
+  absl::StatusOr<Snapshot> TakeSnapshot(SnapshotOptions options = {},
+                                        CallOptions call = {}) const;
+  // Starts machines that go on where this one is, which goes on too: `count`
+  // of them, or one for each of `children`. All or none. Options that are not
+  // set are this one's, its services and logs too, but not the id, the tap and
+  // if_exists. They share this one's memory until they write to it.
+  // Errors: INVALID_ARGUMENT, an option, `id` with more than one child, or more
+  // than 4,096; FAILED_PRECONDITION, a child would write to a disk that this
+  // one writes to; as TakeSnapshot() and Run().
+  absl::StatusOr<std::vector<MicroVM>> Fork(int count, RunOptions options = {},
+                                            CallOptions call = {}) const;
+  absl::StatusOr<std::vector<MicroVM>> ForkEach(
+      std::span<const RunOptions> children, CallOptions call = {}) const;
   // Blocks until it is in `state` or was since the call, and returns that
   // state: nothing is missed, however short.
   // Errors: FAILED_PRECONDITION, it can no longer come; DEADLINE_EXCEEDED;

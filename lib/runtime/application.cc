@@ -179,7 +179,10 @@ class Readiness {
 absl::Status RunApplication(Vm* vm,
                             std::function<void(const std::string& text)> on_end,
                             const agent::CallLimits& limits) {
+  const auto& on_phase = vm->environment().on_phase;
+  if (on_phase != nullptr) on_phase(BuildPhase::kStarting);
   CATNAP_RETURN_IF_ERROR(StartIt(vm, on_end, limits));
+  if (on_phase != nullptr) on_phase(BuildPhase::kWaitingReady);
   return Readiness(vm, limits).Wait();
 }
 

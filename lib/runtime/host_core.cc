@@ -10,7 +10,6 @@
 #include <thread>
 #include <utility>
 
-#include "base/random.h"
 #include "base/status.h"
 #include "catnap/errors.h"
 #include "io/file.h"
@@ -22,11 +21,11 @@ namespace catnap::runtime {
 namespace {
 
 constexpr char kImagesName[] = "images";
+constexpr char kSnapshotsName[] = "snapshots";
 constexpr char kLockName[] = "lock";
 // How long, and how many, MicroVMs that ended stay listed.
 constexpr auto kListedFor = std::chrono::minutes(20);
 constexpr size_t kMaxEnded = 1000;
-constexpr size_t kIdBytes = 8;
 // Guests that end or wake, and that fall asleep, at once in the background.
 constexpr size_t kMaxWorkers = 16;
 constexpr size_t kMaxSleepers = 4;
@@ -36,12 +35,7 @@ absl::Status Closed() {
                     ErrorReason::kHostClosed);
 }
 
-absl::StatusOr<std::string> NewId() {
-  CATNAP_ASSIGN_OR_RETURN(const auto bytes, base::RandomBytes<kIdBytes>());
-  std::string id = "vm-";
-  for (const uint8_t byte : bytes) id += fmt::format("{:02x}", byte);
-  return id;
-}
+}  // namespace
 
 bool Matches(const Filter& filter, const std::string& image,
              const Labels& labels) {
@@ -52,8 +46,6 @@ bool Matches(const Filter& filter, const std::string& image,
                        return at != labels.end() && at->second == wanted.second;
                      });
 }
-
-}  // namespace
 
 VmHandle::~VmHandle() {
   switch (vm_->options().on_release) {
@@ -109,6 +101,14 @@ absl::Status HostCore::Prepare(const FactoryMaker& make_factory) {
                        .kernel = options_.kernel,
                        .kick_signal = options_.kick_signal,
                        .clock = &clock_});
+  CATNAP_ASSIGN_OR_RETURN(
+      snapshots_, SnapshotStore::Open(
+                      state_dir_ / kSnapshotsName, log_,
+                      [this](const SnapshotRecord& record) {
+                        return FindImage(record.image_name, record.image_major,
+                                         record.image_disk_id);
+                      },
+                      weak_from_this()));
   return Recover();
 }
 
@@ -202,6 +202,7 @@ absl::Status HostCore::Close(const CloseOptions& options) {
     const base::MutexLock lock(&builds_.mutex);
     while (builds_.running > 0) builds_.none.Wait(&builds_.mutex);
   }
+  if (snapshots_ != nullptr) snapshots_->Close(Closed());
   factory_.reset();
   // Each runs what waits, which may post to the other.
   if (sleeper_ != nullptr) sleeper_->Join();
@@ -280,30 +281,40 @@ absl::StatusOr<MicroVM> HostCore::Run(const Image& image, RunOptions options,
         "the image is an empty handle; Image::Build() or Host::GetImage() "
         "gives one");
   }
-  CATNAP_RETURN_IF_ERROR(CheckRunOptions(options, *image.record_));
   CATNAP_ASSIGN_OR_RETURN(const agent::CallLimits limits, LimitsOf(call));
+  std::optional<GuestOrigin> origin;
+  if (image.record_->has_guest) {
+    origin.emplace();
+    origin->directory = image.record_->directory / kImageGuestName;
+    origin->is_copy = true;
+  }
+  return Launch(image.record_, std::move(options), std::move(origin), limits);
+}
+
+absl::StatusOr<MicroVM> HostCore::Launch(
+    const std::shared_ptr<const ImageRecord>& image, RunOptions options,
+    std::optional<GuestOrigin> origin, const agent::CallLimits& limits) {
+  CATNAP_RETURN_IF_ERROR(CheckRunOptions(options, *image));
   const bool may_be_there = options.if_exists == IfExists::kReturn;
   bool is_new = false;
-  CATNAP_ASSIGN_OR_RETURN(
-      const std::shared_ptr<Vm> vm,
-      FindOrAdd(image.record_, std::move(options), &is_new));
+  CATNAP_ASSIGN_OR_RETURN(const std::shared_ptr<Vm> vm,
+                          FindOrAdd(image, std::move(options), &is_new));
   if (!is_new) {
     if (!may_be_there) {
       return Error(absl::StatusCode::kAlreadyExists,
                    "there is a MicroVM \"{}\"; IfExists::kReturn would give it",
                    vm->id());
     }
-    if (vm->image().name != image.record_->name ||
-        vm->image().major != image.record_->major) {
+    if (vm->image().name != image->name || vm->image().major != image->major) {
       return Error(absl::StatusCode::kAlreadyExists,
                    "MicroVM \"{}\" is of image {} {}, not of {} {}", vm->id(),
-                   vm->image().name, vm->image().version, image.record_->name,
-                   image.record_->version);
+                   vm->image().name, vm->image().version, image->name,
+                   image->version);
     }
     CATNAP_RETURN_IF_ERROR(vm->WaitUntilStarted(limits));
     return GetMicroVM(vm->id());
   }
-  absl::Status status = vm->Start(limits);
+  absl::Status status = vm->Start(limits, std::move(origin));
   const base::MutexLock lock(&mutex_);
   const auto at = vms_.find(vm->id());
   const bool is_ours = at != vms_.end() && at->second.vm == vm;
@@ -331,7 +342,7 @@ absl::StatusOr<std::shared_ptr<Vm>> HostCore::FindOrAdd(
 absl::StatusOr<std::shared_ptr<Vm>> HostCore::AddLocked(
     const std::shared_ptr<const ImageRecord>& image, RunOptions options) {
   if (options.id.empty()) {
-    CATNAP_ASSIGN_OR_RETURN(options.id, NewId());
+    CATNAP_ASSIGN_OR_RETURN(options.id, RandomName("vm-"));
   }
   // A directory that goes with the Host records nothing.
   if (temporary_) options.durability = Durability::kEphemeral;
@@ -352,6 +363,7 @@ VmEnvironment HostCore::EnvironmentOf(const std::string& id) {
   environment.worker = worker_;
   environment.sleeper = sleeper_;
   environment.log = options_.log;
+  environment.host = weak_from_this();
   environment.handle = [host = weak_from_this(),
                         id]() -> absl::StatusOr<MicroVM> {
     const auto core = host.lock();
@@ -405,6 +417,30 @@ absl::StatusOr<MicroVM> HostCore::GetMicroVM(std::string_view id) {
                  std::string(id));
   }
   return HandleLocked(at->second);
+}
+
+absl::StatusOr<std::shared_ptr<HostCore>> HostCore::OfVm(const MicroVM& vm) {
+  CATNAP_ASSIGN_OR_RETURN(const auto machine, VmOf(vm));
+  auto core = machine->environment().host.lock();
+  if (core == nullptr) return Closed();
+  return core;
+}
+
+absl::Status HostCore::Prewarm(const Image& image, int count) {
+  if (image.record_ == nullptr) {
+    return absl::InvalidArgumentError("the image is an empty handle");
+  }
+  if (count < 0) {
+    return Error(absl::StatusCode::kInvalidArgument,
+                 "count is {}, must be at least 0", count);
+  }
+  std::optional<RunningBuild> running;
+  {
+    const base::MutexLock lock(&mutex_);
+    CATNAP_RETURN_IF_ERROR(CheckOpenLocked());
+    running.emplace(&builds_);
+  }
+  return factory_->Prewarm(*image.record_, count);
 }
 
 absl::StatusOr<std::shared_ptr<Vm>> HostCore::VmOf(const MicroVM& vm) {

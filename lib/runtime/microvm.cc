@@ -1,5 +1,6 @@
 #include "catnap/microvm.h"
 
+#include <algorithm>
 #include <chrono>
 #include <utility>
 
@@ -8,6 +9,7 @@
 #include "base/status.h"
 #include "catnap/errors.h"
 #include "catnap/host.h"
+#include "catnap/snapshot.h"
 #include "runtime/completion.h"
 #include "runtime/host_core.h"
 #include "runtime/vm.h"
@@ -212,6 +214,48 @@ absl::Status MicroVM::Resume(CallOptions call) const {
 absl::Status MicroVM::SetIdlePolicy(std::optional<IdlePolicy> policy) const {
   CATNAP_ASSIGN_OR_RETURN(const auto vm, runtime::HostCore::VmOf(*this));
   return vm->SetIdlePolicy(std::move(policy));
+}
+
+absl::StatusOr<MicroVM> MicroVM::Restore(Host& host, const Snapshot& snapshot,
+                                         RunOptions options, CallOptions call) {
+  return runtime::HostCore::Of(host).Restore(snapshot, std::move(options),
+                                             call);
+}
+
+absl::StatusOr<Snapshot> MicroVM::TakeSnapshot(SnapshotOptions options,
+                                               CallOptions call) const {
+  CATNAP_ASSIGN_OR_RETURN(const auto core, runtime::HostCore::OfVm(*this));
+  return core->TakeSnapshot(handle_->vm().get(), options, call);
+}
+
+absl::StatusOr<std::vector<MicroVM>> MicroVM::Fork(int count,
+                                                   RunOptions options,
+                                                   CallOptions call) const {
+  if (count < 1) {
+    return Error(absl::StatusCode::kInvalidArgument,
+                 "count is {}, must be at least 1", count);
+  }
+  if (count > 1 && !options.id.empty()) {
+    return Error(absl::StatusCode::kInvalidArgument,
+                 "id is \"{}\", must be empty for {} forks; ForkEach() takes "
+                 "one for each",
+                 options.id, count);
+  }
+  CATNAP_ASSIGN_OR_RETURN(const auto core, runtime::HostCore::OfVm(*this));
+  constexpr int kMost = 5000;  // More than ForkEach() takes.
+  return core->ForkEach(
+      handle_->vm().get(),
+      std::vector<RunOptions>(static_cast<size_t>(std::min(count, kMost)),
+                              options),
+      call);
+}
+
+absl::StatusOr<std::vector<MicroVM>> MicroVM::ForkEach(
+    std::span<const RunOptions> children, CallOptions call) const {
+  CATNAP_ASSIGN_OR_RETURN(const auto core, runtime::HostCore::OfVm(*this));
+  return core->ForkEach(
+      handle_->vm().get(),
+      std::vector<RunOptions>(children.begin(), children.end()), call);
 }
 
 KeepAlive MicroVM::Hold(std::string reason) const {

@@ -25,6 +25,18 @@ absl::Status HostCore::Recover() {
   return absl::OkStatus();
 }
 
+absl::StatusOr<std::shared_ptr<const ImageRecord>> HostCore::FindImage(
+    const std::string& name, uint32_t major, const disk::DiskId& disk_id) {
+  CATNAP_ASSIGN_OR_RETURN(auto image,
+                          images_->Get(name, fmt::format("{}.0", major)));
+  if (image->disk_id != disk_id) {
+    return Error(absl::StatusCode::kFailedPrecondition,
+                 "image {} {} is another one than it was", name,
+                 image->version);
+  }
+  return image;
+}
+
 void HostCore::RecoverOne(const std::filesystem::path& directory) {
   const std::string id = directory.filename().string();
   auto stored = VmStore::Read(directory);
@@ -43,13 +55,8 @@ void HostCore::RecoverOne(const std::filesystem::path& directory) {
     return;
   }
   StoredVm found = **std::move(stored);
-  auto image = images_->Get(found.record.image_name,
-                            fmt::format("{}.0", found.record.image_major));
-  if (image.ok() && (*image)->disk_id != found.record.image_disk_id) {
-    image = Error(absl::StatusCode::kFailedPrecondition,
-                  "image {} {} is another one than it was",
-                  found.record.image_name, found.record.image_major);
-  }
+  auto image = FindImage(found.record.image_name, found.record.image_major,
+                         found.record.image_disk_id);
   if (!image.ok()) {
     log_.LogIfError(image.status(), "MicroVM {} is left alone", id);
     return;

@@ -255,6 +255,11 @@ absl::Status Vm::Close(bool suspend, Time deadline) {
     const base::MutexLock lock(&mutex_);
     host_closed_ = true;
     changed_.NotifyAll();
+    // What wakes is suspended when it runs: its memory is not to be lost.
+    while (move_ == Move::kResuming &&
+           std::chrono::steady_clock::now() < deadline) {
+      changed_.WaitUntil(&mutex_, deadline);
+    }
     runs =
         state_ == MicroVMState::kRunning || state_ == MicroVMState::kSuspending;
     if (!store_.durable() || state_ == MicroVMState::kPending ||

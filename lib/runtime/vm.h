@@ -37,6 +37,8 @@
 
 namespace catnap::runtime {
 
+class HostCore;
+
 // What a MicroVM uses of its Host. What is borrowed outlives its guest; what is
 // shared may be used by a Vm that outlives the Host.
 struct VmEnvironment {
@@ -49,6 +51,9 @@ struct VmEnvironment {
   std::shared_ptr<Executor> sleeper;  // Suspends them.
   std::shared_ptr<LogSink> log;
   std::filesystem::path directory;  // The VM's own; removed when it ends.
+  std::weak_ptr<HostCore> host;
+  // Told of an image's build; mostly null.
+  std::function<void(BuildPhase)> on_phase;
   // Another handle of this VM, for a callback. May outlive the Host.
   std::function<absl::StatusOr<MicroVM>()> handle;
 };
@@ -102,6 +107,15 @@ class Vm : public std::enable_shared_from_this<Vm> {
   // Suspends it soon, in the background.
   void SuspendSoon(const std::string& why);
   absl::Status SetIdlePolicy(std::optional<IdlePolicy> policy);
+
+  // A copy of a guest that runs, which goes on. When it sleeps: null, after
+  // `if_asleep` was called with the directory of its state, which stays during
+  // the call. Blocks. Errors: as Guest::Capture(); FAILED_PRECONDITION, it has
+  // only its disk.
+  absl::StatusOr<std::shared_ptr<CapturedGuest>> Capture(
+      const agent::CallLimits& limits,
+      const std::function<absl::Status(const std::filesystem::path&)>&
+          if_asleep);
 
   // What every use of the guest begins with: it runs when this returns OK,
   // woken by the call when it slept and may be woken. Blocks.

@@ -1,5 +1,7 @@
 #include "runtime/vm_record.h"
 
+#include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <optional>
 #include <string_view>
@@ -88,9 +90,15 @@ constexpr size_t kMaxList = 1024;
 constexpr double kMillion = 1e6;
 // Longer ones are no times that this library wrote.
 constexpr uint64_t kMaxMillis = uint64_t{1} << 43;
+constexpr uint64_t kMaxMillionths = uint64_t{1} << 52;
 
 uint64_t MillisOf(Millis time) {
   return time.count() > 0 ? static_cast<uint64_t>(time.count()) : 0;
+}
+uint64_t Millionths(double value) {
+  constexpr auto kMost = static_cast<double>(kMaxMillionths);
+  return static_cast<uint64_t>(
+      std::llround(std::clamp(value * kMillion, 0.0, kMost)));
 }
 uint64_t WallMillis(VmRecord::WallTime time) {
   return MillisOf(std::chrono::duration_cast<Millis>(time.time_since_epoch()));
@@ -115,8 +123,7 @@ void EncodeIdle(state::StateEncoder& out, const IdlePolicy& policy) {
   set(from.holds, kSourceHolds);
   set(from.guest_cpu, kSourceGuestCpu);
   out.Unsigned(kIdleSources, bits);
-  out.Unsigned(kIdleThreshold,
-               static_cast<uint64_t>(from.guest_cpu_threshold * kMillion));
+  out.Unsigned(kIdleThreshold, Millionths(from.guest_cpu_threshold));
 }
 
 void EncodeEgress(state::StateEncoder& out, const NetworkPolicy& policy) {
@@ -352,9 +359,11 @@ bool DecodeField(state::StateDecoder& in, VmRecord* record) {
       return ReadMillis(in, &record->running);
     case kSuspended:
       return ReadMillis(in, &record->suspended);
-    case kVcpuMicroseconds:
-      record->vcpu_seconds = static_cast<double>(in.U64()) / kMillion;
-      return true;
+    case kVcpuMicroseconds: {
+      const uint64_t value = in.U64();
+      record->vcpu_seconds = static_cast<double>(value) / kMillion;
+      return value <= kMaxMillionths;
+    }
     case kBytesWritten:
       record->bytes_written = in.U64();
       return true;
@@ -398,8 +407,7 @@ absl::StatusOr<std::vector<uint8_t>> EncodeVmRecord(const VmRecord& record) {
   out.Unsigned(kSuspendedAt, WallMillis(record.suspended_at));
   out.Unsigned(kRunning, MillisOf(record.running));
   out.Unsigned(kSuspended, MillisOf(record.suspended));
-  out.Unsigned(kVcpuMicroseconds,
-               static_cast<uint64_t>(record.vcpu_seconds * kMillion));
+  out.Unsigned(kVcpuMicroseconds, Millionths(record.vcpu_seconds));
   out.Unsigned(kBytesWritten, record.bytes_written);
   out.Unsigned(kBytesRead, record.bytes_read);
   out.Unsigned(kStoredBytes, record.stored_bytes);

@@ -385,6 +385,55 @@ absl::Status Vm::StartAgain(const agent::CallLimits& limits) {
   return status;
 }
 
+absl::StatusOr<std::shared_ptr<CapturedGuest>> Vm::Capture(
+    const agent::CallLimits& limits,
+    const std::function<absl::Status(const std::filesystem::path&)>&
+        if_asleep) {
+  const std::stop_callback wake(limits.stop, [this] {
+    const base::MutexLock lock(&mutex_);
+    changed_.NotifyAll();
+  });
+  std::shared_ptr<Guest> guest;
+  std::filesystem::path asleep_in;
+  std::stop_source stop;
+  {
+    const base::MutexLock lock(&mutex_);
+    for (;;) {
+      if (ending_ || host_closed_) return RefusalLocked();
+      if (move_ == Move::kNone && state_ != MicroVMState::kPending) break;
+      CATNAP_RETURN_IF_ERROR(WaitLocked(limits));
+    }
+    if (state_ == MicroVMState::kSuspended) {
+      if (reboots_) {
+        return Error(absl::StatusCode::kFailedPrecondition,
+                     "MicroVM {} has no memory, only its disk ({}): Resume() "
+                     "boots it",
+                     id_, text_);
+      }
+      asleep_in = sleeps_in_.empty() ? store_.SnapshotPath(record_.snapshot)
+                                     : sleeps_in_;
+    }
+    BeginMoveLocked(Move::kCapturing);
+    stop = move_stop_;
+    guest = guest_;
+  }
+  absl::StatusOr<std::shared_ptr<CapturedGuest>> captured(nullptr);
+  if (!asleep_in.empty()) {
+    const absl::Status taken = if_asleep(asleep_in);
+    if (!taken.ok()) captured = taken;
+  } else {
+    const std::stop_callback by_caller(
+        limits.stop, [stop]() mutable { stop.request_stop(); });
+    captured =
+        guest->Capture(agent::CallLimits(limits.deadline, stop.get_token()));
+  }
+  EndMove(captured.status(), /*own=*/true);
+  if (!captured.ok() && !limits.stop.stop_requested()) {
+    return Explain(captured.status());
+  }
+  return captured;
+}
+
 absl::Status Vm::Awake(const agent::CallLimits& limits) {
   const std::stop_callback wake(limits.stop, [this] {
     const base::MutexLock lock(&mutex_);

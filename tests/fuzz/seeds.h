@@ -27,6 +27,7 @@ void Put(Bytes* to, T value) {
 
 // runtime_seeds.cc
 std::vector<Seed> ImageRecordSeeds();
+std::vector<Seed> VmRecordSeeds();
 
 // net_seeds.cc
 std::vector<Seed> NetDhcpSeeds();

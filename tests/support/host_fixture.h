@@ -20,13 +20,11 @@ class TestHost {
  public:
   explicit TestHost(ImageSpec spec = {}, HostOptions options = {}) {
     Open(std::move(options));
-    const auto root = path_ / "root";
+    const auto root = Root();
     std::filesystem::create_directories(root / "etc");
     std::ofstream(root / "etc" / "hostname") << "guest\n";
     if (spec.name.empty()) spec.name = "test";
-    spec.source = DirectorySource{root};
-    spec.disk_bytes = uint64_t{1} << 30;
-    auto image = Image::Build(*host_, spec);
+    auto image = Build(spec);
     INFO(image.status().ToString());
     REQUIRE(image.ok());
     image_ = *std::move(image);
@@ -45,6 +43,19 @@ class TestHost {
     INFO(core.status().ToString());
     REQUIRE(core.ok());
     host_ = runtime::HostCore::MakeHost(*std::move(core));
+  }
+
+  // Of this fixture's directory.
+  absl::StatusOr<Image> Build(ImageSpec spec, BuildObserver* observer = nullptr,
+                              CallOptions call = {}) {
+    spec.source = DirectorySource{Root()};
+    spec.disk_bytes = uint64_t{1} << 30;
+    return Image::Build(*host_, spec, observer, std::move(call));
+  }
+  absl::StatusOr<Image> GetOrBuild(ImageSpec spec) {
+    spec.source = DirectorySource{Root()};
+    spec.disk_bytes = uint64_t{1} << 30;
+    return Image::GetOrBuild(*host_, spec);
   }
 
   Host& host() { return *host_; }
@@ -101,6 +112,8 @@ class TestHost {
   }
 
  private:
+  std::filesystem::path Root() const { return path_ / "root"; }
+
   test::TemporaryDirectory directory_;
   const std::filesystem::path path_ = directory_.path();
   const std::shared_ptr<GuestFaults> faults_ = std::make_shared<GuestFaults>();

@@ -266,6 +266,13 @@ class ProcessGuestFactory final : public runtime::GuestFactory {
     }
     return guest;
   }
+  absl::StatusOr<std::string> Identity() override { return std::string("a"); }
+  absl::Status Verify(const runtime::ImageRecord& /*image*/,
+                      const std::filesystem::path& directory,
+                      const agent::CallLimits& /*limits*/) override {
+    if (!ReadText(directory / kMemoryName).empty()) return absl::OkStatus();
+    return absl::DataLossError("no memory");
+  }
   absl::Status Prewarm(const runtime::ImageRecord& /*image*/,
                        int count) override {
     prewarmed_ += count;
