@@ -4,6 +4,7 @@
 // The calls that take long, without a thread that waits: not part of catnap.h.
 
 #include "absl/functional/any_invocable.h"
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "catnap/export.h"
 #include "catnap/host.h"
@@ -28,6 +29,12 @@ CATNAP_EXPORT void Exec(MicroVM vm, Command command, CallOptions call,
 // As MicroVM::Connect(); takes no thread.
 CATNAP_EXPORT void Connect(MicroVM vm, uint16_t guest_port, CallOptions call,
                            Done<UniqueFd> done);
+
+// The same for calls without a result.
+using DoneStatus = absl::AnyInvocable<void(absl::Status) &&>;
+// As MicroVM::Suspend() and Resume(). Some run at a time, the others wait.
+CATNAP_EXPORT void Suspend(MicroVM vm, CallOptions call, DoneStatus done);
+CATNAP_EXPORT void Resume(MicroVM vm, CallOptions call, DoneStatus done);
 
 }  // namespace catnap::async
 

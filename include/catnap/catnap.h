@@ -15,6 +15,7 @@
 #include "catnap/network.h"
 #include "catnap/process.h"
 #include "catnap/run_options.h"
+#include "catnap/snapshot.h"
 #include "catnap/version.h"
 
 #endif  // CATNAP_CATNAP_H_

@@ -18,6 +18,7 @@
 #include "catnap/image.h"
 #include "catnap/log.h"
 #include "catnap/microvm.h"
+#include "catnap/snapshot.h"
 
 namespace catnap {
 
@@ -51,9 +52,9 @@ struct HostReport {
 };
 
 struct HostOptions {
-  // Where MicroVMs keep their disks; made when missing, with mode 0700, and
-  // used by one process at a time. Empty: a private temporary directory, which
-  // Close() removes.
+  // Where MicroVMs keep their disks and snapshots; made when missing, with mode
+  // 0700, and used by one process at a time. Empty: a private temporary
+  // directory, which Close() removes, with all MicroVMs.
   std::filesystem::path state_dir{};
   // Where images are kept; shared by any number of processes. Empty:
   // state_dir/"images".
@@ -74,10 +75,12 @@ struct HostOptions {
   std::shared_ptr<Executor> executor{};  // Runs callbacks; null: one thread.
 };
 
+// What becomes of MicroVMs that run. Ephemeral ones end in any case; what
+// sleeps sleeps on.
 enum class AtClose { kSuspend, kTerminate };
 struct CloseOptions {
   AtClose running = AtClose::kSuspend;
-  Millis timeout{30'000};
+  Millis timeout{30'000};  // For all suspends together, and for callbacks.
 };
 
 // Which objects to list; what is not set matches all.
@@ -97,7 +100,9 @@ class CATNAP_EXPORT Host {
   //   PERMISSION_DENIED    a directory cannot be made or written
   //   RESOURCE_EXHAUSTED   threads, descriptors
   // Works where KVM does not: MicroVM::Run() then says why. Blocks for
-  // milliseconds. What MicroVMs of a process that died left there is removed.
+  // milliseconds. MicroVMs that sleep in state_dir are listed kSuspended, and
+  // those that ran when their process died as RunOptions::after_crash says.
+  // What cannot be read, or whose image is gone, is logged and left alone.
   static absl::StatusOr<std::shared_ptr<Host>> Open(HostOptions options);
 
   // Looks at this machine: opens /dev/kvm, runs two tiny guests on it, and
@@ -119,12 +124,22 @@ class CATNAP_EXPORT Host {
   // Errors: NOT_FOUND.
   absl::StatusOr<MicroVM> GetMicroVM(std::string_view id) const;
 
-  // Ends every MicroVM and every call, and joins all threads. Calls that wait
-  // return CANCELLED with kHostClosed. Idempotent; ~Host() is Close({}).
-  // Errors: UNIMPLEMENTED, machines ran and were to be suspended, which this
-  // version cannot: they were ended, and the Host is closed all the same. Pass
-  // AtClose::kTerminate to say that this is meant. DEADLINE_EXCEEDED, callbacks
-  // still run after `timeout`: what they need is kept until they return.
+  // Those with a name, and those that somebody has a handle of.
+  std::vector<Snapshot> ListSnapshots(const Filter& filter = {}) const;
+  // Errors: NOT_FOUND.
+  absl::StatusOr<Snapshot> GetSnapshot(std::string_view id_or_name) const;
+  // Makes ahead of demand what `count` machines of the image need, so that
+  // MicroVM::Run() is as fast as it can be. Blocks.
+  // Errors: INVALID_ARGUMENT; as MicroVM::Run().
+  absl::Status Prewarm(const Image& image, int count);
+
+  // Suspends or ends what runs, ends every call, and joins all threads. Calls
+  // that wait return CANCELLED with kHostClosed. Idempotent; ~Host() is
+  // Close({}). The Host is closed whatever is returned.
+  // Errors: why a MicroVM could not be suspended, such as RESOURCE_EXHAUSTED
+  // or DEADLINE_EXCEEDED: it is left as RunOptions::after_crash says.
+  // DEADLINE_EXCEEDED, callbacks still run after `timeout`: what they need is
+  // kept until they return.
   absl::Status Close(CloseOptions options = {});
   ~Host();
   Host(const Host&) = delete;

@@ -154,8 +154,8 @@ enum class ImageStatus { kActive, kInactive };
 // from. A handle, cheap to copy; the image itself is immutable and stays in
 // HostOptions::image_dir. A default-constructed one names nothing.
 //
-// In this version an image is a disk that each MicroVM boots from; it has no
-// memory of a started application yet.
+// It has the disk, and the memory of a guest whose application has started:
+// each MicroVM goes on from there.
 //
 // Thread-safe.
 class CATNAP_EXPORT Image {
@@ -168,19 +168,31 @@ class CATNAP_EXPORT Image {
   Image& operator=(Image&& other) noexcept;
 
   // Makes the next version of spec.name: an ext4 file system of the source, as
-  // an ordinary user and without mounts, by the helper program catnap-rootfs.
-  // Blocks: seconds for each 100 MB. Cancelled or failed it leaves nothing.
+  // an ordinary user and without mounts, by the helper program catnap-rootfs;
+  // then a guest that boots it and starts the application (or only its agent)
+  // until it is ready, and whose memory is stored. Blocks: seconds for each
+  // 100 MB, and the start. Cancelled or failed it leaves nothing.
   // Errors:
   //   INVALID_ARGUMENT     an option, by name; or what the source contains
   //   NOT_FOUND            the source does not exist
   //   PERMISSION_DENIED    a file of the source cannot be read
   //   DATA_LOSS            the archive is damaged
   //   RESOURCE_EXHAUSTED   the host's disk, or disk_bytes, is full
-  //   FAILED_PRECONDITION  the helper is not installed
+  //   FAILED_PRECONDITION  the helper is not installed; this machine cannot run
+  //                        Linux guests; the application could not be started,
+  //                        ended, or was not ready in time
   //   UNIMPLEMENTED        an option this version does not have, by name
   static absl::StatusOr<Image> Build(Host& host, const ImageSpec& spec,
                                      BuildObserver* observer = nullptr,
                                      CallOptions call = {});
+
+  // The newest version of spec.name that was made by this call from the same
+  // recipe: spec, content of the source, guest kernel and agent; else builds
+  // it. Callers at once, in other processes too, share one build. Reads all of
+  // the source: about a second for each 300 MB. Else as Build().
+  static absl::StatusOr<Image> GetOrBuild(Host& host, const ImageSpec& spec,
+                                          BuildObserver* observer = nullptr,
+                                          CallOptions call = {});
 
   const std::string& name() const;     // Empty for an empty handle.
   const std::string& version() const;  // As above.

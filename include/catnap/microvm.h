@@ -6,6 +6,8 @@
 #include <filesystem>
 #include <functional>
 #include <memory>
+#include <optional>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -23,10 +25,12 @@ namespace catnap {
 
 class Host;
 class Image;
+class Snapshot;
 namespace runtime {
 class ForwardHandle;
 class HostCore;
 class VmHandle;
+class VmHold;
 }  // namespace runtime
 
 enum class MicroVMState {
@@ -55,14 +59,45 @@ enum class TerminationReason {
   kInternal  // KVM failed, or a bug in the library.
 };
 
-// What a MicroVM used since it was started.
+// What a MicroVM used since it was started, by this Host and those before.
 struct Usage {
   double vcpu_seconds = 0;  // CPU time of its vCPUs.
   // Of the guest's memory size, over the time it ran.
   double memory_gib_seconds = 0;
+  // By suspending and resuming.
   uint64_t snapshot_bytes_written = 0, snapshot_bytes_read = 0;
-  uint64_t stored_bytes = 0;  // Its disk's own part, now.
+  // Now: its newest snapshot and its disk's own part.
+  uint64_t stored_bytes = 0;
   Millis running{0}, suspended{0};
+};
+
+// Keeps a MicroVM from falling asleep by its IdlePolicy as long as it lives
+// (if ActivitySources::holds). Never wakes it, blocks no Suspend() and does not
+// extend max_lifetime. May outlive both the MicroVM and the Host.
+// Thread-compatible.
+class CATNAP_EXPORT KeepAlive {
+ public:
+  KeepAlive();  // Holds nothing.
+  KeepAlive(KeepAlive&& other) noexcept;
+  KeepAlive& operator=(KeepAlive&& other) noexcept;
+  ~KeepAlive();
+
+ private:
+  friend class MicroVM;
+  explicit KeepAlive(std::unique_ptr<runtime::VmHold> hold);
+  std::unique_ptr<runtime::VmHold> hold_;
+};
+
+// How MicroVM::TakeSnapshot() keeps one.
+struct SnapshotOptions {
+  // kMemory: it takes memory, not disk, and ends with its Host; what forks
+  // start from. kStore: on the disk.
+  enum class Where { kMemory, kStore };
+  // As RunOptions::id; it stays until Snapshot::Delete(). Empty: none, and it
+  // goes with its last handle.
+  std::string name{};
+  Labels labels{};
+  Where where = Where::kStore;
 };
 
 // A port of the host that leads to one of a guest. Destroying it closes the
@@ -86,7 +121,9 @@ class CATNAP_EXPORT Forward {
 // goes, RunOptions::on_release says what happens (by default nothing).
 //
 // Errors that every call with a guest may return:
-//   FAILED_PRECONDITION  an empty handle; kVmTerminated, it has ended
+//   FAILED_PRECONDITION  an empty handle; kVmTerminated, it has ended;
+//                        kVmSuspended, it sleeps and has no IdlePolicy with
+//                        auto_resume_enabled
 //   CANCELLED            CallOptions::stop; kHostClosed, the Host was closed
 //   DEADLINE_EXCEEDED    CallOptions::timeout
 //   UNAVAILABLE          kAgentUnresponsive, the guest's agent does not answer;
@@ -125,25 +162,90 @@ class CATNAP_EXPORT MicroVM {
                                      RunOptions options = {},
                                      CallOptions call = {});
 
+  // Starts a machine that goes on where the snapshot was taken, with an
+  // identity of its own: connections of then are gone, programs live on. Else
+  // as Run(). Errors also: DATA_LOSS, what was stored is damaged.
+  static absl::StatusOr<MicroVM> Restore(Host& host, const Snapshot& snapshot,
+                                         RunOptions options = {},
+                                         CallOptions call = {});
+
   const std::string& id() const;  // Empty for an empty handle.
   MicroVMState state() const;     // kTerminated for an empty handle.
   // For people: why it is in this state, or what it waits for.
   std::string state_reason() const;
   TerminationReason termination_reason() const;
 
+  // Puts it to sleep: its memory, disk, processes and the streams with them
+  // are stored, and it takes no memory and no thread until it wakes. Its state
+  // is kSuspending meanwhile. Blocks while its memory is written: what changed
+  // since it woke last. Calls at once share one suspend. OK when it sleeps
+  // already.
+  //
+  // Calls and programs that are under way are frozen with it, and go on when it
+  // wakes; deadlines of calls pass meanwhile.
+  //
+  // Cancelled, late or failed it runs on, and its last snapshot stays. So it
+  // does (CANCELLED) when it may resume by itself and is used meanwhile.
+  // Without an IdlePolicy it then sleeps until Resume().
+  // Errors:
+  //   RESOURCE_EXHAUSTED   the disk is full
+  //   FAILED_PRECONDITION  the guest could not be frozen
+  //   CANCELLED, DEADLINE_EXCEEDED
+  absl::Status Suspend(CallOptions call = {}) const;
+  // Wakes it; everything goes on where it was. Blocks until it runs. Calls at
+  // once share one resume. OK when it runs. Failed, it sleeps on.
+  //
+  // After a restart of the host process streams are gone, and programs live
+  // on: ListProcesses() and Attach() find them. Services have to be set again.
+  // Errors: DATA_LOSS, what was stored is damaged; RESOURCE_EXHAUSTED, memory;
+  // NOT_FOUND, a file of RunOptions::disks; as Run().
+  absl::Status Resume(CallOptions call = {}) const;
   // Ends it at once, whatever it does; its disk goes. Blocks for milliseconds.
   // OK when it has ended already.
   absl::Status Terminate(CallOptions call = {}) const;
-  // Blocks until it is in `state`, and misses nothing that lasts.
-  // Errors: FAILED_PRECONDITION, it can no longer come; DEADLINE_EXCEEDED.
+  // Copies it as it is. It stands still for some milliseconds, while its own
+  // memory is copied, and goes on; what takes long comes after. Of a machine
+  // that sleeps: its stored state, without waking it (in the store in any
+  // case). Cancelled or failed it leaves nothing.
+  // Errors:
+  //   ALREADY_EXISTS       the name is taken
+  //   RESOURCE_EXHAUSTED   memory; the disk
+  //   FAILED_PRECONDITION  the guest could not be frozen; after a crash of the
+  //                        host process it has only its disk
+  absl::StatusOr<Snapshot> TakeSnapshot(SnapshotOptions options = {},
+                                        CallOptions call = {}) const;
+  // Starts machines that go on where this one is, which goes on too: `count`
+  // of them, or one for each of `children`. All or none. Options that are not
+  // set are this one's, its services and logs too, but not the id, the tap and
+  // if_exists. They share this one's memory until they write to it.
+  // Errors: INVALID_ARGUMENT, an option, `id` with more than one child, or more
+  // than 4,096; FAILED_PRECONDITION, a child would write to a disk that this
+  // one writes to; as TakeSnapshot() and Run().
+  absl::StatusOr<std::vector<MicroVM>> Fork(int count, RunOptions options = {},
+                                            CallOptions call = {}) const;
+  absl::StatusOr<std::vector<MicroVM>> ForkEach(
+      std::span<const RunOptions> children, CallOptions call = {}) const;
+  // Blocks until it is in `state` or was since the call, and returns that
+  // state: nothing is missed, however short.
+  // Errors: FAILED_PRECONDITION, it can no longer come; DEADLINE_EXCEEDED;
+  // CANCELLED with kHostClosed.
   absl::StatusOr<MicroVMState> WaitForState(MicroVMState state,
                                             Millis timeout) const;
 
-  // Takes effect for the next frame; connections that it forbids end.
+  // None: it neither falls asleep nor wakes by itself. How long it has been
+  // idle is not forgotten. Blocks for a write to the disk; wakes nobody.
+  // Errors: INVALID_ARGUMENT, by member.
+  absl::Status SetIdlePolicy(std::optional<IdlePolicy> policy) const;
+  // Keeps it awake as long as the result lives; see KeepAlive. `reason` is for
+  // state_reason(). Of an empty handle: holds nothing.
+  KeepAlive Hold(std::string reason) const;
+  // Takes effect for the next frame; connections that it forbids end. Of one
+  // that sleeps: when it wakes.
   // Errors: INVALID_ARGUMENT, a rule, by its text.
   absl::Status SetEgress(NetworkPolicy policy) const;
   // Adds, replaces or (null) removes the function at host.catnap:<port>.
-  // Connections that stand stay.
+  // Connections that stand stay. Services are not stored: after Host::Open()
+  // they are to be set again, before or after the VM wakes.
   absl::Status SetService(uint16_t port,
                           std::shared_ptr<GuestService> service) const;
 
@@ -196,7 +298,9 @@ class CATNAP_EXPORT MicroVM {
   absl::StatusOr<UniqueFd> Connect(uint16_t guest_port,
                                    CallOptions call = {}) const;
   // Listens on the host and leads each connection to `guest_port`. `listen.
-  // host` is an IPv4 or IPv6 address; port 0: any.
+  // host` is an IPv4 or IPv6 address; port 0: any. A connection, and bytes on
+  // one that stands, wake the machine if it may resume by itself; else a new
+  // connection is reset, and bytes wait.
   // Errors: INVALID_ARGUMENT, not an address; ALREADY_EXISTS, the port is
   // taken; PERMISSION_DENIED.
   absl::StatusOr<Forward> ForwardPort(HostAddress listen,

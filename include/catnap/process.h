@@ -49,7 +49,9 @@ struct Command {
   // Of the program and its children, in a cgroup of their own; beyond it the
   // tree is killed and the result is ExitReason::kMemoryLimit.
   std::optional<uint64_t> memory_limit_bytes{};
-  bool counts_as_activity = true;  // For idle detection; of no effect yet.
+  // Whether its running keeps the MicroVM awake; false: a background server
+  // that may fall asleep. Starting it wakes the MicroVM in any case.
+  bool counts_as_activity = true;
   // Gets the output as it comes, on the executor, in order, never two calls at
   // once. While it does not return, the program's writes wait. It is not called
   // after the call (Exec) or the handle (Process) has ended. What max_output_
@@ -91,6 +93,11 @@ struct ProcessInfo {
 //
 // Output that nobody reads is kept up to 128 KiB for each stream; then the
 // program waits.
+//
+// It goes on over Suspend() and Resume(), byte-exact; calls wake a MicroVM that
+// may resume by itself, and are FAILED_PRECONDITION with kVmSuspended else.
+// Calls that waited when it fell asleep wait on. After a restart of the host
+// process MicroVM::Attach() gives another handle.
 //
 // Errors of all calls: UNAVAILABLE, the connection with the guest is gone;
 // DEADLINE_EXCEEDED and CANCELLED by CallOptions, which change nothing about

@@ -17,22 +17,47 @@ namespace catnap {
 
 // What keeps a MicroVM awake.
 struct ActivitySources {
-  bool exec = true, files = true, endpoint = true, forwards = true,
-       services = true, outbound = true, holds = true, guest_cpu = false;
-  double guest_cpu_threshold = 0.2;  // CPUs, when guest_cpu.
+  bool exec = true;      // Commands that run, unless counts_as_activity is off.
+  bool files = true;     // Calls with files.
+  bool endpoint = true;  // Requests of a Gateway.
+  bool forwards = true;  // Connect() and ForwardPort(): bytes, not silence.
+  bool services = true;  // Bytes of its connections with host services.
+  bool outbound = true;  // Frames that leave by its network.
+  bool holds = true;     // MicroVM::Hold().
+  // CPU time of its vCPUs, looked at every second at most, above the threshold
+  // in CPUs (above 0, at most 32).
+  bool guest_cpu = false;
+  double guest_cpu_threshold = 0.2;
   static ActivitySources All() { return {}; }
 };
 
 // When a MicroVM falls asleep and wakes by itself.
 struct IdlePolicy {
+  // Without any use; at least 1 ms. Then it is suspended. When that fails it is
+  // tried again after as long, and state_reason() says why.
   Millis max_idle_duration{900'000};
+  // Asleep, however it fell asleep; then it is terminated, with all it has. 0:
+  // it is terminated instead of suspended. None: it sleeps as long as it takes.
   std::optional<Millis> suspended_duration{};
+  // The next use resumes it, however it fell asleep. The use waits for that.
   bool auto_resume_enabled = true;
   ActivitySources activity = ActivitySources::All();
 };
 
+// What the last handle of a MicroVM does when it goes, in the background.
 enum class OnRelease { kKeep, kSuspend, kTerminate };
+// kEphemeral: nothing is recorded or synced, and it ends with its Host, asleep
+// or not.
 enum class Durability { kDurable, kEphemeral };
+// What becomes of a MicroVM that ran when its host process died. (One that
+// slept is found sleeping in any case.) Host::Open() lists it suspended, and
+// the next use, whatever its IdlePolicy, or Resume()
+//   kReboot          boots its disk, as the last flush of the guest left it,
+//                    and starts the application
+//   kLastCheckpoint  takes memory and disk back together to the last snapshot
+//                    that a suspend made; what was flushed since is lost.
+//                    Before the first one: as kReboot
+// kTerminate: it is listed terminated, with kHostProcessDied.
 enum class AfterCrash { kReboot, kLastCheckpoint, kTerminate };
 enum class IfExists { kFail, kReturn };
 enum class ClockOnResume { kFreezeMonotonic, kAdvanceMonotonic };
@@ -48,15 +73,16 @@ struct Disk {
 };
 
 // Options that this version of the library does not have yet are UNIMPLEMENTED
-// by name when they are set: idle_policy, max_lifetime, run_payload, cpu_limit,
-// checkpoint_interval, on_release kSuspend, after_crash kLastCheckpoint, clock
+// by name when they are set: run_payload, cpu_limit, checkpoint_interval, clock
 // kAdvanceMonotonic, memory, trust_domain, quota_wait, suspend_on_pressure.
 struct RunOptions {
   std::string id{};  // [a-zA-Z0-9-_]{1,64}; empty: generated.
   // kReturn: callers at once with one id get one VM; ALREADY_EXISTS when it is
   // of another image.
   IfExists if_exists = IfExists::kFail;
-  std::optional<IdlePolicy> idle_policy{};
+  std::optional<IdlePolicy> idle_policy{};  // None: only Suspend() suspends.
+  // Running and suspended, on the wall clock over restarts of the host process;
+  // at least 1 ms. Then it is terminated.
   std::optional<Millis> max_lifetime{};
   std::string run_payload{};
   // For the application and all that is executed later, over the image's.
@@ -67,7 +93,8 @@ struct RunOptions {
   // Host functions for the guest, at host.catnap:<port>, whatever egress says.
   std::map<uint16_t, std::shared_ptr<GuestService>> services{};
   // Takes the place of the built-in network: an open tap device, non-blocking,
-  // without IFF_VNET_HDR. `egress` applies to it as well.
+  // without IFF_VNET_HDR. `egress` applies to it as well. Not stored: after a
+  // restart of the host process the built-in network takes its place.
   std::shared_ptr<UniqueFd> tap{};
   std::vector<Disk> disks{};  // At most ImageSpec::extra_disk_slots.
   std::optional<double> cpu_limit{};
@@ -75,9 +102,7 @@ struct RunOptions {
   // "app.stderr".
   std::shared_ptr<LogSink> guest_log{};
   std::optional<Millis> checkpoint_interval{};
-  // kTerminate: when the last handle goes, in the background.
   OnRelease on_release = OnRelease::kKeep;
-  // In this version every MicroVM ends with its Host, and so does its disk.
   Durability durability = Durability::kDurable;
   AfterCrash after_crash = AfterCrash::kReboot;
   ClockOnResume clock = ClockOnResume::kFreezeMonotonic;

@@ -37,6 +37,18 @@ absl::Status AddSeals(int fd, int seals) {
 
 }  // namespace
 
+absl::Status AllocatePages(int fd, base::PageRange range) {
+  // EINTR also stands for work that the thread's io_uring has to do, which the
+  // return from the call does.
+  while (::fallocate(fd, 0, static_cast<off_t>(range.offset),
+                     static_cast<off_t>(range.length)) != 0) {
+    if (errno == EINTR) continue;
+    return ErrnoError(errno, "allocate {} bytes of a memory file",
+                      range.length);
+  }
+  return absl::OkStatus();
+}
+
 absl::StatusOr<std::unique_ptr<MemoryFile>> MemoryFile::Create(
     const std::string& name, uint64_t size) {
   CATNAP_RETURN_IF_ERROR(CheckSize(size));
@@ -93,15 +105,14 @@ absl::StatusOr<std::span<uint8_t>> MemoryFile::Writable(base::PageRange range) {
 absl::Status MemoryFile::Populate(base::PageRange range) {
   CATNAP_ASSIGN_OR_RETURN(const auto bytes, Writable(range));
   if (bytes.empty()) return absl::OkStatus();
-  if (::madvise(bytes.data(), bytes.size(), MADV_POPULATE_WRITE) == 0) {
-    return absl::OkStatus();
-  }
+  int populated = 0;
+  do {
+    populated = ::madvise(bytes.data(), bytes.size(), MADV_POPULATE_WRITE);
+  } while (populated != 0 && errno == EINTR);
+  if (populated == 0) return absl::OkStatus();
   // EINVAL: the kernel is older. Pages then fault when they are filled, but
   // that there is memory for them is known now, instead of by SIGBUS.
-  if (errno == EINVAL && ::fallocate(fd(), 0, static_cast<off_t>(range.offset),
-                                     static_cast<off_t>(range.length)) == 0) {
-    return absl::OkStatus();
-  }
+  if (errno == EINVAL) return AllocatePages(fd(), range);
   // EFAULT: SIGBUS would be the answer to a touch, there is no memory.
   const int error = errno == EFAULT ? ENOMEM : errno;
   return ErrnoError(error, "populate {} bytes of a memory file", range.length);

@@ -14,6 +14,11 @@
 
 namespace catnap::memory {
 
+// Gives pages of a memory file that have none memory, with zeros; also on a
+// sealed one, as no content changes.
+// Errors: RESOURCE_EXHAUSTED (no memory).
+absl::Status AllocatePages(int fd, base::PageRange range);
+
 // A memfd of the size of a guest's RAM that holds some of the RAM's pages,
 // each at its place in the RAM. It takes memory only where it was written.
 //

@@ -273,11 +273,8 @@ absl::StatusOr<std::shared_ptr<const MemoryImage>> MemoryImage::FromFile(
       Append(extents, {.offset = at, .length = hole});
     } else if (hole != 0) {
       // Allowed on a sealed file: it changes no content.
-      if (::fallocate(file->fd(), 0, static_cast<off_t>(at),
-                      static_cast<off_t>(hole)) != 0) {
-        return ErrnoError(errno, "fill a hole of {} bytes of a memory file",
-                          hole);
-      }
+      CATNAP_RETURN_IF_ERROR(
+          AllocatePages(file->fd(), {.offset = at, .length = hole}));
       Append(extents, {.offset = at, .length = hole, .file = 0});
     }
     Append(extents, {.offset = data, .length = end - data, .file = 0});

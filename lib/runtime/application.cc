@@ -40,21 +40,10 @@ absl::Status NotReady(const std::string& text) {
   return absl::FailedPreconditionError(text);
 }
 
-// Starts it; returns when it runs.
-absl::Status StartIt(Vm* vm,
-                     const std::function<void(const std::string&)>& on_end,
-                     const agent::CallLimits& limits) {
-  CATNAP_ASSIGN_OR_RETURN(const auto client, vm->Client(limits));
-  const ImageRecord& image = vm->image();
-  agent::ExecRequest request;
-  request.argv = image.application;
-  request.env = vm->Environment({});
-  request.cwd = image.workdir;
-  request.user = image.user;
-  request.application = true;
-  request.report_start = true;
-  // OK: it runs. Else what it said instead.
-  const Completion<absl::Status> started;
+// Its events. `started` gets OK when it runs, else what it said instead.
+agent::ProcessEvents EventsOf(
+    Vm* vm, const Completion<absl::Status>& started,
+    const std::function<void(const std::string&)>& on_end) {
   agent::ProcessEvents events;
   events.on_started = [started](const agent::Started& /*it*/) {
     started.Set(absl::OkStatus());
@@ -69,8 +58,25 @@ absl::Status StartIt(Vm* vm,
     started.Set(NotReady(text));
     on_end(text);
   };
-  const auto process =
-      agent::GuestProcess::Start(client.get(), request, std::move(events));
+  return events;
+}
+
+// Starts it; returns when it runs.
+absl::Status StartIt(Vm* vm,
+                     const std::function<void(const std::string&)>& on_end,
+                     const agent::CallLimits& limits) {
+  CATNAP_ASSIGN_OR_RETURN(const auto client, vm->Client(limits));
+  const ImageRecord& image = vm->image();
+  agent::ExecRequest request;
+  request.argv = image.application;
+  request.env = vm->Environment({});
+  request.cwd = image.workdir;
+  request.user = image.user;
+  request.application = true;
+  request.report_start = true;
+  const Completion<absl::Status> started;
+  const auto process = agent::GuestProcess::Start(
+      client.get(), request, EventsOf(vm, started, on_end));
   if (!process.ok()) return vm->Explain(process.status());
   return vm->Explain(started.Wait());
 }
@@ -173,8 +179,38 @@ class Readiness {
 absl::Status RunApplication(Vm* vm,
                             std::function<void(const std::string& text)> on_end,
                             const agent::CallLimits& limits) {
+  const auto& on_phase = vm->environment().on_phase;
+  if (on_phase != nullptr) on_phase(BuildPhase::kStarting);
   CATNAP_RETURN_IF_ERROR(StartIt(vm, on_end, limits));
+  if (on_phase != nullptr) on_phase(BuildPhase::kWaitingReady);
   return Readiness(vm, limits).Wait();
+}
+
+absl::Status AttachApplication(
+    Vm* vm, std::function<void(const std::string& text)> on_end,
+    const agent::CallLimits& limits) {
+  CATNAP_ASSIGN_OR_RETURN(const auto client, vm->Client(limits));
+  using Entries = absl::StatusOr<std::vector<agent::ProcessEntry>>;
+  const Completion<Entries> listed;
+  CATNAP_RETURN_IF_ERROR(vm->Explain(agent::ListProcesses(
+      client.get(), limits,
+      [listed](Entries entries) { listed.Set(std::move(entries)); })));
+  const Entries entries = listed.Wait();
+  if (!entries.ok()) return vm->Explain(entries.status());
+  const auto at = std::find_if(
+      entries->begin(), entries->end(),
+      [](const agent::ProcessEntry& entry) { return entry.application; });
+  if (at == entries->end()) {
+    if (vm->image().on_app_exit == OnAppExit::kKeepRunning) {
+      return absl::OkStatus();
+    }
+    return NotReady("the application had ended before the state was stored");
+  }
+  const Completion<absl::Status> attached;
+  const auto process = agent::GuestProcess::Attach(
+      client.get(), at->process_id, EventsOf(vm, attached, on_end));
+  if (!process.ok()) return vm->Explain(process.status());
+  return vm->Explain(attached.Wait());
 }
 
 }  // namespace catnap::runtime

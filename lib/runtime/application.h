@@ -20,6 +20,14 @@ absl::Status RunApplication(Vm* vm,
                             std::function<void(const std::string& text)> on_end,
                             const agent::CallLimits& limits);
 
+// The same for an application that runs already: it was started before the
+// state was stored that the guest came from.
+// Errors: FAILED_PRECONDITION, it has ended, and OnAppExit::kTerminate; as
+// Vm::Client().
+absl::Status AttachApplication(
+    Vm* vm, std::function<void(const std::string& text)> on_end,
+    const agent::CallLimits& limits);
+
 }  // namespace catnap::runtime
 
 #endif  // CATNAP_LIB_RUNTIME_APPLICATION_H_

@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "base/status.h"
+#include "catnap/errors.h"
 #include "runtime/completion.h"
 #include "runtime/host_core.h"
 #include "runtime/vm_ports.h"
@@ -18,6 +19,52 @@ void Finish(const std::shared_ptr<Executor>& executor, Done<T> done,
   executor->Post(
       [done = std::move(done), result = std::move(result)]() mutable {
         std::move(done)(std::move(result));
+      });
+}
+
+// A status that is told to the executor, CANCELLED if nobody brings one.
+class StatusAnswer {
+ public:
+  StatusAnswer(std::shared_ptr<Executor> executor, DoneStatus done)
+      : executor_(std::move(executor)), done_(std::move(done)) {}
+  StatusAnswer(StatusAnswer&& other) noexcept
+      : executor_(std::move(other.executor_)),
+        done_(std::exchange(other.done_, nullptr)) {}
+  StatusAnswer& operator=(StatusAnswer&&) = delete;
+  ~StatusAnswer() {
+    Give(WithReason(absl::CancelledError("the Host was closed"),
+                    ErrorReason::kHostClosed));
+  }
+  void Give(absl::Status status) {
+    auto done = std::exchange(done_, nullptr);
+    if (done == nullptr) return;
+    executor_->Post(
+        [done = std::move(done), status = std::move(status)]() mutable {
+          std::move(done)(std::move(status));
+        });
+  }
+
+ private:
+  std::shared_ptr<Executor> executor_;
+  DoneStatus done_;
+};
+
+void Sleep(const MicroVM& vm, const CallOptions& call, bool suspend,
+           DoneStatus done) {
+  const auto machine = runtime::HostCore::VmOf(vm);
+  const auto limits = runtime::LimitsOf(call);
+  if (!machine.ok() || !limits.ok()) {
+    std::move(done)(machine.ok() ? limits.status() : machine.status());
+    return;
+  }
+  const std::shared_ptr<runtime::Vm> of = *machine;
+  const auto& environment = of->environment();
+  (suspend ? environment.sleeper : environment.worker)
+      ->Post([of, limits = *limits, suspend,
+              answer = StatusAnswer(environment.executor,
+                                    std::move(done))]() mutable {
+        answer.Give(suspend ? of->Suspend(limits, "Suspend() was called")
+                            : of->Resume(limits));
       });
 }
 
@@ -48,12 +95,24 @@ void Exec(MicroVM vm, Command command, CallOptions call,
     std::move(done)(machine.ok() ? limits.status() : machine.status());
     return;
   }
-  runtime::VmProcess::Exec(
-      *machine, command, *limits,
-      [executor = (*machine)->environment().executor,
-       done = std::move(done)](absl::StatusOr<ExecResult> result) mutable {
-        Finish<ExecResult>(executor, std::move(done), std::move(result));
-      });
+  const std::shared_ptr<runtime::Vm> of = *machine;
+  runtime::VmUse use(of, command.counts_as_activity
+                             ? runtime::UseKind::kExec
+                             : runtime::UseKind::kUncounted);
+  of->WhenAwake(*limits, [of, use = std::move(use), limits = *limits,
+                          command = std::move(command),
+                          done = std::move(done)](absl::Status awake) mutable {
+    auto finish =
+        [executor = of->environment().executor,
+         done = std::move(done)](absl::StatusOr<ExecResult> result) mutable {
+          Finish<ExecResult>(executor, std::move(done), std::move(result));
+        };
+    if (awake.ok()) {
+      runtime::VmProcess::Exec(of, command, limits, std::move(finish));
+    } else {
+      finish(std::move(awake));
+    }
+  });
 }
 
 void Connect(MicroVM vm, uint16_t guest_port, CallOptions call,
@@ -64,15 +123,33 @@ void Connect(MicroVM vm, uint16_t guest_port, CallOptions call,
     std::move(done)(machine.ok() ? limits.status() : machine.status());
     return;
   }
-  runtime::ConnectToVm(
-      machine->get(), guest_port, *limits,
-      [executor = (*machine)->environment().executor,
-       done = std::move(done)](absl::StatusOr<base::UniqueFd> fd) mutable {
-        Finish<UniqueFd>(executor, std::move(done),
-                         fd.ok()
-                             ? absl::StatusOr<UniqueFd>(UniqueFd(fd->Release()))
-                             : fd.status());
-      });
+  const std::shared_ptr<runtime::Vm> of = *machine;
+  runtime::VmUse use(of, runtime::UseKind::kForwards);
+  of->WhenAwake(*limits, [of, use = std::move(use), limits = *limits,
+                          guest_port,
+                          done = std::move(done)](absl::Status awake) mutable {
+    auto finish = [executor = of->environment().executor, use = std::move(use),
+                   done = std::move(done)](
+                      absl::StatusOr<base::UniqueFd> fd) mutable {
+      Finish<UniqueFd>(executor, std::move(done),
+                       fd.ok()
+                           ? absl::StatusOr<UniqueFd>(UniqueFd(fd->Release()))
+                           : fd.status());
+    };
+    if (awake.ok()) {
+      runtime::ConnectToVm(of.get(), guest_port, limits, std::move(finish));
+    } else {
+      finish(std::move(awake));
+    }
+  });
+}
+
+void Suspend(MicroVM vm, CallOptions call, DoneStatus done) {
+  Sleep(vm, call, /*suspend=*/true, std::move(done));
+}
+
+void Resume(MicroVM vm, CallOptions call, DoneStatus done) {
+  Sleep(vm, call, /*suspend=*/false, std::move(done));
 }
 
 }  // namespace catnap::async

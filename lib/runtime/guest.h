@@ -147,6 +147,15 @@ class GuestFactory {
  public:
   virtual ~GuestFactory() = default;
   virtual absl::StatusOr<std::unique_ptr<Guest>> Start(GuestConfig config) = 0;
+  // Tells guest kernels and agents apart: an image is built for one of each.
+  virtual absl::StatusOr<std::string> Identity() { return std::string(); }
+  // Reads and checks every byte of a guest's state in `directory`.
+  // Errors: DATA_LOSS, names what is damaged.
+  virtual absl::Status Verify(const ImageRecord& /*image*/,
+                              const std::filesystem::path& /*directory*/,
+                              const agent::CallLimits& /*limits*/) {
+    return absl::UnimplementedError("this kind of guest cannot be verified");
+  }
   // Makes what `count` guests of the image need ahead of demand. Blocks.
   virtual absl::Status Prewarm(const ImageRecord& /*image*/, int /*count*/) {
     return absl::OkStatus();

@@ -10,7 +10,7 @@ namespace catnap {
 Host::Host(std::shared_ptr<runtime::HostCore> core) : core_(std::move(core)) {}
 
 Host::~Host() {
-  // Nobody is left to be told; that VMs were not suspended is documented.
+  // Nobody is left to be told; what was not suspended is logged.
   if (const absl::Status closed = Close({}); !closed.ok()) return;
 }
 
@@ -33,6 +33,18 @@ std::vector<MicroVM> Host::ListMicroVMs(const Filter& filter) const {
 
 absl::StatusOr<MicroVM> Host::GetMicroVM(std::string_view id) const {
   return core_->GetMicroVM(id);
+}
+
+std::vector<Snapshot> Host::ListSnapshots(const Filter& filter) const {
+  return core_->ListSnapshots(filter);
+}
+
+absl::StatusOr<Snapshot> Host::GetSnapshot(std::string_view id_or_name) const {
+  return core_->GetSnapshot(id_or_name);
+}
+
+absl::Status Host::Prewarm(const Image& image, int count) {
+  return core_->Prewarm(image, count);
 }
 
 absl::Status Host::Close(CloseOptions options) { return core_->Close(options); }

@@ -10,7 +10,6 @@
 #include <thread>
 #include <utility>
 
-#include "base/random.h"
 #include "base/status.h"
 #include "catnap/errors.h"
 #include "io/file.h"
@@ -21,25 +20,22 @@
 namespace catnap::runtime {
 namespace {
 
-constexpr char kVmsName[] = "vms";
 constexpr char kImagesName[] = "images";
+constexpr char kSnapshotsName[] = "snapshots";
 constexpr char kLockName[] = "lock";
 // How long, and how many, MicroVMs that ended stay listed.
 constexpr auto kListedFor = std::chrono::minutes(20);
 constexpr size_t kMaxEnded = 1000;
-constexpr size_t kIdBytes = 8;
+// Guests that end or wake, and that fall asleep, at once in the background.
+constexpr size_t kMaxWorkers = 16;
+constexpr size_t kMaxSleepers = 4;
 
 absl::Status Closed() {
   return WithReason(absl::CancelledError("the Host was closed"),
                     ErrorReason::kHostClosed);
 }
 
-absl::StatusOr<std::string> NewId() {
-  CATNAP_ASSIGN_OR_RETURN(const auto bytes, base::RandomBytes<kIdBytes>());
-  std::string id = "vm-";
-  for (const uint8_t byte : bytes) id += fmt::format("{:02x}", byte);
-  return id;
-}
+}  // namespace
 
 bool Matches(const Filter& filter, const std::string& image,
              const Labels& labels) {
@@ -51,12 +47,17 @@ bool Matches(const Filter& filter, const std::string& image,
                      });
 }
 
-}  // namespace
-
 VmHandle::~VmHandle() {
-  if (vm_->options().on_release == OnRelease::kTerminate) {
-    vm_->EndSoon(TerminationReason::kRequested,
-                 "its last handle was released (OnRelease::kTerminate)");
+  switch (vm_->options().on_release) {
+    case OnRelease::kKeep:
+      break;
+    case OnRelease::kSuspend:
+      vm_->SuspendSoon("its last handle was released (OnRelease::kSuspend)");
+      break;
+    case OnRelease::kTerminate:
+      vm_->EndSoon(TerminationReason::kRequested,
+                   "its last handle was released (OnRelease::kTerminate)");
+      break;
   }
 }
 
@@ -81,7 +82,10 @@ absl::Status HostCore::Prepare(const FactoryMaker& make_factory) {
                             OwnedExecutor::Create("catnap-callback"));
     executor_ = own_executor_;
   }
-  CATNAP_ASSIGN_OR_RETURN(worker_, OwnedExecutor::Create("catnap-work"));
+  CATNAP_ASSIGN_OR_RETURN(worker_,
+                          TaskThreads::Create("catnap-work", kMaxWorkers));
+  CATNAP_ASSIGN_OR_RETURN(sleeper_,
+                          TaskThreads::Create("catnap-sleep", kMaxSleepers));
   log_ = base::Logger(
       {.sink = options_.log, .executor = executor_, .source = "host"});
   CATNAP_RETURN_IF_ERROR(LockStateDirectory());
@@ -96,8 +100,17 @@ absl::Status HostCore::Prepare(const FactoryMaker& make_factory) {
                  : std::make_unique<MachineFactory>(MachineFactory::Options{
                        .kernel = options_.kernel,
                        .kick_signal = options_.kick_signal,
+                       .compression_level = options_.compression_level,
                        .clock = &clock_});
-  return absl::OkStatus();
+  CATNAP_ASSIGN_OR_RETURN(
+      snapshots_, SnapshotStore::Open(
+                      state_dir_ / kSnapshotsName, log_,
+                      [this](const SnapshotRecord& record) {
+                        return FindImage(record.image_name, record.image_major,
+                                         record.image_disk_id);
+                      },
+                      weak_from_this()));
+  return Recover();
 }
 
 absl::Status HostCore::LockStateDirectory() {
@@ -139,11 +152,7 @@ absl::Status HostCore::LockStateDirectory() {
             state_dir_.string())),
         ErrorReason::kStateDirInUse);
   }
-  // What MicroVMs of a process that died left.
-  std::filesystem::remove_all(state_dir_ / kVmsName, error);
-  if (!error) {
-    std::filesystem::create_directory(state_dir_ / kVmsName, error);
-  }
+  std::filesystem::create_directory(state_dir_ / kVmsName, error);
   if (error) {
     return ErrnoError(error.value(), "prepare {}",
                       (state_dir_ / kVmsName).string());
@@ -181,12 +190,8 @@ absl::Status HostCore::Close(const CloseOptions& options) {
     closed_ = true;
     for (const auto& [id, entry] : vms_) vms.push_back(entry.vm);
   }
-  size_t ran = 0;
-  for (const auto& vm : vms) {
-    if (vm->state() == MicroVMState::kRunning) ++ran;
-    vm->End(TerminationReason::kRequested, "the Host was closed",
-            /*host_closed=*/true);
-  }
+  const absl::Status suspended =
+      CloseVms(vms, options.running == AtClose::kSuspend, deadline);
   std::deque<Launcher> launchers;
   {
     const base::MutexLock lock(&mutex_);
@@ -198,8 +203,10 @@ absl::Status HostCore::Close(const CloseOptions& options) {
     const base::MutexLock lock(&builds_.mutex);
     while (builds_.running > 0) builds_.none.Wait(&builds_.mutex);
   }
+  if (snapshots_ != nullptr) snapshots_->Close(Closed());
   factory_.reset();
   // Each runs what waits, which may post to the other.
+  if (sleeper_ != nullptr) sleeper_->Join();
   if (worker_ != nullptr) worker_->Join();
   const bool idle =
       own_executor_ == nullptr || own_executor_->WaitIdle(deadline);
@@ -218,14 +225,36 @@ absl::Status HostCore::Close(const CloseOptions& options) {
   if (error) {
     return ErrnoError(error.value(), "remove {}", state_dir_.string());
   }
-  if (ran > 0 && options.running == AtClose::kSuspend) {
-    return Error(absl::StatusCode::kUnimplemented,
-                 "the Host is closed; {} MicroVMs that ran were ended, as this "
-                 "version of the library cannot suspend them: pass "
-                 "AtClose::kTerminate when that is meant",
-                 ran);
+  return suspended;
+}
+
+absl::Status HostCore::CloseVms(const std::vector<std::shared_ptr<Vm>>& vms,
+                                bool suspend, Vm::Time deadline) {
+  base::Mutex mutex;
+  absl::Status first;
+  std::atomic<size_t> next{0};
+  const auto work = [&] {
+    for (size_t i = next++; i < vms.size(); i = next++) {
+      const absl::Status closed = vms[i]->Close(suspend, deadline);
+      if (closed.ok()) continue;
+      log_.LogIfError(closed, "MicroVM {} could not be suspended",
+                      vms[i]->id());
+      const base::MutexLock lock(&mutex);
+      if (first.ok()) {
+        first = AddContext(
+            closed, fmt::format("MicroVM {} was not suspended", vms[i]->id()));
+      }
+    }
+  };
+  std::vector<base::Thread> threads;
+  while (threads.size() + 1 < std::min(vms.size(), kMaxSleepers)) {
+    auto thread = base::Thread::Start("catnap-close", work);
+    if (!thread.ok()) break;  // The others do it.
+    threads.push_back(*std::move(thread));
   }
-  return absl::OkStatus();
+  work();
+  threads.clear();
+  return first;
 }
 
 absl::Status HostCore::CheckOpenLocked() const {
@@ -253,30 +282,42 @@ absl::StatusOr<MicroVM> HostCore::Run(const Image& image, RunOptions options,
         "the image is an empty handle; Image::Build() or Host::GetImage() "
         "gives one");
   }
-  CATNAP_RETURN_IF_ERROR(CheckRunOptions(options, *image.record_));
   CATNAP_ASSIGN_OR_RETURN(const agent::CallLimits limits, LimitsOf(call));
+  std::optional<GuestOrigin> origin;
+  // Disks that are attached are not among the devices of the image's guest:
+  // such a machine boots.
+  if (image.record_->has_guest && options.disks.empty()) {
+    origin.emplace();
+    origin->directory = image.record_->directory / kImageGuestName;
+    origin->is_copy = true;
+  }
+  return Launch(image.record_, std::move(options), std::move(origin), limits);
+}
+
+absl::StatusOr<MicroVM> HostCore::Launch(
+    const std::shared_ptr<const ImageRecord>& image, RunOptions options,
+    std::optional<GuestOrigin> origin, const agent::CallLimits& limits) {
+  CATNAP_RETURN_IF_ERROR(CheckRunOptions(options, *image));
   const bool may_be_there = options.if_exists == IfExists::kReturn;
   bool is_new = false;
-  CATNAP_ASSIGN_OR_RETURN(
-      const std::shared_ptr<Vm> vm,
-      FindOrAdd(image.record_, std::move(options), &is_new));
+  CATNAP_ASSIGN_OR_RETURN(const std::shared_ptr<Vm> vm,
+                          FindOrAdd(image, std::move(options), &is_new));
   if (!is_new) {
     if (!may_be_there) {
       return Error(absl::StatusCode::kAlreadyExists,
                    "there is a MicroVM \"{}\"; IfExists::kReturn would give it",
                    vm->id());
     }
-    if (vm->image().name != image.record_->name ||
-        vm->image().major != image.record_->major) {
+    if (vm->image().name != image->name || vm->image().major != image->major) {
       return Error(absl::StatusCode::kAlreadyExists,
                    "MicroVM \"{}\" is of image {} {}, not of {} {}", vm->id(),
-                   vm->image().name, vm->image().version, image.record_->name,
-                   image.record_->version);
+                   vm->image().name, vm->image().version, image->name,
+                   image->version);
     }
     CATNAP_RETURN_IF_ERROR(vm->WaitUntilStarted(limits));
     return GetMicroVM(vm->id());
   }
-  absl::Status status = vm->Start(limits);
+  absl::Status status = vm->Start(limits, std::move(origin));
   const base::MutexLock lock(&mutex_);
   const auto at = vms_.find(vm->id());
   const bool is_ours = at != vms_.end() && at->second.vm == vm;
@@ -304,29 +345,35 @@ absl::StatusOr<std::shared_ptr<Vm>> HostCore::FindOrAdd(
 absl::StatusOr<std::shared_ptr<Vm>> HostCore::AddLocked(
     const std::shared_ptr<const ImageRecord>& image, RunOptions options) {
   if (options.id.empty()) {
-    CATNAP_ASSIGN_OR_RETURN(options.id, NewId());
+    CATNAP_ASSIGN_OR_RETURN(options.id, RandomName("vm-"));
   }
+  // A directory that goes with the Host records nothing.
+  if (temporary_) options.durability = Durability::kEphemeral;
   const std::string id = options.id;
+  auto vm =
+      std::make_shared<Vm>(id, image, std::move(options), EnvironmentOf(id));
+  CATNAP_RETURN_IF_ERROR(vm->Prepare());
+  vms_[id].vm = vm;
+  return vm;
+}
+
+VmEnvironment HostCore::EnvironmentOf(const std::string& id) {
   VmEnvironment environment;
   environment.factory = factory_.get();
   environment.loop = loops_[next_loop_++ % loops_.size()].get();
   environment.clock = &clock_;
   environment.executor = executor_;
   environment.worker = worker_;
+  environment.sleeper = sleeper_;
   environment.log = options_.log;
+  environment.host = weak_from_this();
   environment.handle = [host = weak_from_this(),
                         id]() -> absl::StatusOr<MicroVM> {
     const auto core = host.lock();
     return core == nullptr ? Closed() : core->GetMicroVM(id);
   };
   environment.directory = state_dir_ / kVmsName / id;
-  if (::mkdir(environment.directory.c_str(), S_IRWXU) != 0 && errno != EEXIST) {
-    return ErrnoError(errno, "make {}", environment.directory.string());
-  }
-  auto vm = std::make_shared<Vm>(id, image, std::move(options),
-                                 std::move(environment));
-  vms_[id].vm = vm;
-  return vm;
+  return environment;
 }
 
 void HostCore::ForgetOldLocked() {
@@ -373,6 +420,30 @@ absl::StatusOr<MicroVM> HostCore::GetMicroVM(std::string_view id) {
                  std::string(id));
   }
   return HandleLocked(at->second);
+}
+
+absl::StatusOr<std::shared_ptr<HostCore>> HostCore::OfVm(const MicroVM& vm) {
+  CATNAP_ASSIGN_OR_RETURN(const auto machine, VmOf(vm));
+  auto core = machine->environment().host.lock();
+  if (core == nullptr) return Closed();
+  return core;
+}
+
+absl::Status HostCore::Prewarm(const Image& image, int count) {
+  if (image.record_ == nullptr) {
+    return absl::InvalidArgumentError("the image is an empty handle");
+  }
+  if (count < 0) {
+    return Error(absl::StatusCode::kInvalidArgument,
+                 "count is {}, must be at least 0", count);
+  }
+  std::optional<RunningBuild> running;
+  {
+    const base::MutexLock lock(&mutex_);
+    CATNAP_RETURN_IF_ERROR(CheckOpenLocked());
+    running.emplace(&builds_);
+  }
+  return factory_->Prewarm(*image.record_, count);
 }
 
 absl::StatusOr<std::shared_ptr<Vm>> HostCore::VmOf(const MicroVM& vm) {

@@ -38,6 +38,8 @@ enum Field : uint32_t {
   kOnAppExit = 14,
   kLabel = 15,
   kDiskIdField = 16,
+  kHasGuest = 17,
+  kRecipe = 18,
 };
 enum ReadyField : uint32_t {
   kReadyPort = 1,
@@ -260,6 +262,14 @@ bool DecodeField(state::StateDecoder& in, ImageRecord* record) {
     case kDiskIdField:
       in.CopyBytes(record->disk_id);
       return true;
+    case kHasGuest:
+      record->has_guest = in.Bool();
+      return true;
+    case kRecipe: {
+      const auto recipe = in.Bytes(kRecipeBytes);
+      record->recipe.assign(recipe.begin(), recipe.end());
+      return recipe.size() == kRecipeBytes;
+    }
     default:
       return true;
   }
@@ -395,6 +405,8 @@ absl::StatusOr<std::vector<uint8_t>> EncodeImageRecord(
     out.Text(kLabelValue, value);
   }
   out.Bytes(kDiskIdField, record.disk_id);
+  if (record.has_guest) out.Bool(kHasGuest, true);
+  if (!record.recipe.empty()) out.Bytes(kRecipe, record.recipe);
   CATNAP_RETURN_IF_ERROR(out.status());
   if (bytes.size() > kMaxImageRecordBytes) {
     return Invalid(

@@ -32,6 +32,10 @@ struct ImageRecord {
   OnAppExit on_app_exit = OnAppExit::kTerminate;
   Labels labels{};
   disk::DiskId disk_id{};  // Of the root disk.
+  // There is a state of a guest whose application has started.
+  bool has_guest = false;
+  // What GetOrBuild() knows it by; empty: it was made by Build().
+  std::vector<uint8_t> recipe{};
 
   // Not stored: where it was found.
   std::filesystem::path directory{};
@@ -42,6 +46,8 @@ struct ImageRecord {
 inline constexpr size_t kMaxImageRecordBytes = 1 << 20;
 inline constexpr char kImageRecordName[] = "image.catnap";
 inline constexpr char kRootDiskName[] = "root.ext4";
+inline constexpr char kImageGuestName[] = "guest";
+inline constexpr size_t kRecipeBytes = 32;
 
 // The bytes of image.catnap; IMAGE_FORMAT.md has the layout.
 // Errors: INVALID_ARGUMENT, more than kMaxImageRecordBytes.

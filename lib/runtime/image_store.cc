@@ -8,8 +8,10 @@
 
 #include <algorithm>
 #include <charconv>
+#include <chrono>
 #include <optional>
 #include <system_error>
+#include <thread>
 #include <utility>
 
 #include "base/status.h"
@@ -20,6 +22,7 @@ namespace {
 
 constexpr char kDraftPrefix[] = ".build-";
 constexpr char kDeletedPrefix[] = ".deleted-";
+constexpr char kLockPrefix[] = ".lock-";
 constexpr uint32_t kMaxMajor = 1'000'000'000;
 
 std::string VersionText(uint32_t major) { return fmt::format("{}.0", major); }
@@ -50,9 +53,11 @@ std::vector<std::string> NamesIn(const std::filesystem::path& directory) {
 // Bytes that the files of a version occupy.
 uint64_t StoredBytes(const std::filesystem::path& directory) {
   uint64_t bytes = 0;
-  for (const std::string& name : NamesIn(directory)) {
+  std::error_code error;
+  for (std::filesystem::recursive_directory_iterator at(directory, error), end;
+       !error && at != end; at.increment(error)) {
     struct stat info {};
-    if (::lstat((directory / name).c_str(), &info) == 0) {
+    if (::lstat(at->path().c_str(), &info) == 0) {
       bytes += static_cast<uint64_t>(info.st_blocks) * 512;
     }
   }
@@ -100,6 +105,40 @@ absl::StatusOr<std::unique_ptr<ImageStore>> ImageStore::Open(
   store->RemoveAbandoned();
   return store;
 }
+
+absl::StatusOr<std::unique_ptr<ImageStore::RecipeLock>> ImageStore::LockRecipe(
+    const std::string& text, const agent::CallLimits& limits) {
+  constexpr auto kLookAgain = std::chrono::milliseconds(20);
+  const std::string path = (directory_ / (kLockPrefix + text)).string();
+  for (;;) {
+    CATNAP_ASSIGN_OR_RETURN(base::UniqueFd fd,
+                            io::OpenFile(path, O_RDWR | O_CREAT, 0644));
+    if (::flock(fd.get(), LOCK_EX | LOCK_NB) == 0) {
+      struct stat ours {};
+      struct stat there {};
+      if (::fstat(fd.get(), &ours) == 0 && ::stat(path.c_str(), &there) == 0 &&
+          ours.st_ino == there.st_ino) {
+        return std::make_unique<RecipeLock>(path, std::move(fd));
+      }
+      continue;  // Its last owner removed it.
+    }
+    if (errno != EWOULDBLOCK && errno != EINTR) {
+      return ErrnoError(errno, "lock {}", path);
+    }
+    if (limits.stop.stop_requested()) {
+      return absl::CancelledError("cancelled while another build runs");
+    }
+    if (limits.deadline.has_value() &&
+        std::chrono::steady_clock::now() >= *limits.deadline) {
+      return absl::DeadlineExceededError(
+          "another build of the same image has not ended within CallOptions::"
+          "timeout");
+    }
+    std::this_thread::sleep_for(kLookAgain);
+  }
+}
+
+ImageStore::RecipeLock::~RecipeLock() { ::unlink(path_.c_str()); }
 
 void ImageStore::RemoveAbandoned() const {
   for (const std::string& name : NamesIn(directory_)) {
@@ -217,6 +256,16 @@ absl::StatusOr<std::shared_ptr<const ImageRecord>> ImageStore::Get(
                  std::string(version), VersionText(versions.back()));
   }
   return Read(family, *major);
+}
+
+std::shared_ptr<const ImageRecord> ImageStore::FindRecipe(
+    const std::string& name, const std::vector<uint8_t>& recipe) const {
+  const std::vector<uint32_t> versions = VersionsOf(name);
+  for (auto at = versions.rbegin(); at != versions.rend(); ++at) {
+    auto record = Read(name, *at);
+    if (record.ok() && (*record)->recipe == recipe) return *std::move(record);
+  }
+  return nullptr;
 }
 
 std::vector<std::shared_ptr<const ImageRecord>> ImageStore::List() const {

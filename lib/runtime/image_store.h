@@ -9,6 +9,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "agent/client.h"
 #include "base/log.h"
 #include "base/unique_fd.h"
 #include "runtime/image_record.h"
@@ -42,6 +43,24 @@ class ImageStore {
   static absl::StatusOr<std::unique_ptr<ImageStore>> Open(
       std::filesystem::path directory, base::Logger log);
 
+  // Held by the one, of all processes, that builds a recipe.
+  class RecipeLock {
+   public:
+    RecipeLock(std::string path, base::UniqueFd fd)
+        : path_(std::move(path)), fd_(std::move(fd)) {}
+    ~RecipeLock();
+    RecipeLock(const RecipeLock&) = delete;
+    RecipeLock& operator=(const RecipeLock&) = delete;
+
+   private:
+    const std::string path_;
+    const base::UniqueFd fd_;
+  };
+  // Blocks while another has it. `text` is the recipe's, as a file's name.
+  // Errors: CANCELLED, DEADLINE_EXCEEDED.
+  absl::StatusOr<std::unique_ptr<RecipeLock>> LockRecipe(
+      const std::string& text, const agent::CallLimits& limits);
+
   absl::StatusOr<std::unique_ptr<Draft>> NewDraft();
   // Writes `record` beside what the draft has and makes it the next version of
   // its name.
@@ -51,6 +70,9 @@ class ImageStore {
   // "" : the newest. Errors: NOT_FOUND, naming what there is; DATA_LOSS.
   absl::StatusOr<std::shared_ptr<const ImageRecord>> Get(
       std::string_view name, std::string_view version) const;
+  // The newest version with that recipe; null: none.
+  std::shared_ptr<const ImageRecord> FindRecipe(
+      const std::string& name, const std::vector<uint8_t>& recipe) const;
   // By name and version. What cannot be read is logged and left out.
   std::vector<std::shared_ptr<const ImageRecord>> List() const;
   // Removes it; who has its files open keeps them. Idempotent.

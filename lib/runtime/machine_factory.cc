@@ -1,14 +1,20 @@
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <cerrno>
 #include <cstdlib>
 #include <system_error>
 #include <utility>
 #include <vector>
 
+#include "base/sha256.h"
 #include "base/status.h"
-#include "disk/layer_chain.h"
+#include "base/unique_fd.h"
+#include "io/file.h"
 #include "runtime/machine_guest.h"
 #include "runtime/running_machine.h"
 #include "runtime/sleeping_guest.h"
-#include "snapshot/format.h"
+#include "snapshot/reader.h"
 #include "vmm/host_check.h"
 
 namespace catnap::runtime {
@@ -18,6 +24,7 @@ constexpr char kKernelName[] = "vmlinux";
 constexpr char kInitramfsName[] = "agent.initramfs";
 // Templates of images that stay in memory though no guest runs from them.
 constexpr size_t kMaxTemplates = 8;
+constexpr size_t kPieceBytes = size_t{1} << 20;
 
 bool IsFile(const std::filesystem::path& path) {
   std::error_code error;
@@ -51,10 +58,6 @@ absl::StatusOr<GuestFiles> FindGuestFiles(const std::filesystem::path& kernel) {
                kKernelName, kInitramfsName, directories.front().string());
 }
 
-bool HasStoredGuest(const std::filesystem::path& directory) {
-  return IsFile(directory / snapshot::kMemoryFileName);
-}
-
 MachineFactory::MachineFactory(Options options)
     : options_(std::move(options)),
       outstanding_(std::make_shared<Outstanding>()) {}
@@ -73,6 +76,7 @@ absl::StatusOr<MachineMeans> MachineFactory::Means() {
   means.outstanding = outstanding_;
   means.kick_signal = options_.kick_signal;
   means.compression_level = options_.compression_level;
+  CATNAP_ASSIGN_OR_RETURN(means.workers, Workers());
   const base::MutexLock lock(&mutex_);
   if (shells_ == nullptr) {
     CATNAP_ASSIGN_OR_RETURN(auto system, kvm::System::Open());
@@ -80,31 +84,36 @@ absl::StatusOr<MachineMeans> MachineFactory::Means() {
     CATNAP_ASSIGN_OR_RETURN(shells_,
                             vmm::ShellPool::Create(std::move(system), {}));
   }
+  means.shells = shells_.get();
+  return means;
+}
+
+absl::StatusOr<snapshot::WorkerPool*> MachineFactory::Workers() {
+  const base::MutexLock lock(&mutex_);
   if (workers_ == nullptr) {
     CATNAP_ASSIGN_OR_RETURN(workers_,
                             snapshot::WorkerPool::Create(/*threads=*/0));
   }
-  means.shells = shells_.get();
-  means.workers = workers_.get();
-  return means;
+  return workers_.get();
 }
 
 absl::StatusOr<std::shared_ptr<const vmm::GuestTemplate>>
 MachineFactory::TemplateOf(const ImageRecord& image,
                            const MachineMeans& means) {
-  if (!HasStoredGuest(image.directory)) return nullptr;
+  if (!image.has_guest) return nullptr;
+  const std::filesystem::path directory = image.directory / kImageGuestName;
   // Held while it is loaded: who wants the same one waits for it.
   const base::MutexLock lock(&templates_mutex_);
   for (auto at = templates_.begin(); at != templates_.end(); ++at) {
-    if (at->first != image.directory) continue;
+    if (at->first != directory) continue;
     templates_.splice(templates_.begin(), templates_, at);
     return templates_.front().second;
   }
   CATNAP_ASSIGN_OR_RETURN(
-      auto loaded, vmm::GuestTemplate::Load(image.directory.string(),
+      auto loaded, vmm::GuestTemplate::Load(directory.string(),
                                             vmm::GuestTemplate::Role::kImage,
                                             nullptr, {.pool = means.workers}));
-  templates_.emplace_front(image.directory, loaded);
+  templates_.emplace_front(directory, loaded);
   if (templates_.size() > kMaxTemplates) templates_.pop_back();
   return loaded;
 }
@@ -123,7 +132,7 @@ absl::StatusOr<std::unique_ptr<Guest>> MachineFactory::Start(
           static_cast<const CapturedMachine&>(*from.captured);
       origin = captured.guest_template();
       disk = captured.disk_directory();
-    } else if (from.directory == config.image->directory) {
+    } else if (from.directory == config.image->directory / kImageGuestName) {
       origin = image;
     } else {
       CATNAP_ASSIGN_OR_RETURN(
@@ -139,6 +148,38 @@ absl::StatusOr<std::unique_ptr<Guest>> MachineFactory::Start(
   }
   return MachineGuest::Start(means, std::move(config), std::move(image),
                              std::move(origin));
+}
+
+absl::StatusOr<std::string> MachineFactory::Identity() {
+  CATNAP_ASSIGN_OR_RETURN(const GuestFiles files,
+                          FindGuestFiles(options_.kernel));
+  base::Sha256 digest;
+  for (const auto& path : {files.kernel, files.initramfs}) {
+    CATNAP_ASSIGN_OR_RETURN(const base::UniqueFd file,
+                            io::OpenFile(path.string(), O_RDONLY));
+    std::vector<uint8_t> piece(kPieceBytes);
+    ssize_t got = 0;
+    while ((got = ::read(file.get(), piece.data(), piece.size())) > 0) {
+      digest.Update({piece.data(), static_cast<size_t>(got)});
+    }
+    if (got < 0) return ErrnoError(errno, "read {}", path.string());
+  }
+  return base::HexText(digest.Finish());
+}
+
+absl::Status MachineFactory::Verify(const ImageRecord& image,
+                                    const std::filesystem::path& directory,
+                                    const agent::CallLimits& limits) {
+  CATNAP_ASSIGN_OR_RETURN(snapshot::WorkerPool* const workers, Workers());
+  CATNAP_ASSIGN_OR_RETURN(const auto reader,
+                          snapshot::SnapshotReader::Open(directory.string()));
+  if (reader->ram_bytes() != image.memory_bytes) {
+    return Error(absl::StatusCode::kDataLoss,
+                 "{} has {} bytes of memory, its image {}", directory.string(),
+                 reader->ram_bytes(), image.memory_bytes);
+  }
+  return reader->Verify(
+      {.pool = workers, .stop = limits.stop, .deadline = limits.deadline});
 }
 
 absl::Status MachineFactory::Prewarm(const ImageRecord& image, int count) {

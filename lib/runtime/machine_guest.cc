@@ -398,7 +398,8 @@ absl::StatusOr<std::shared_ptr<CapturedGuest>> MachineGuest::Capture(
   {
     const base::MutexLock lock(&mutex_);
     origin = origin_;
-    disk_directory = config_.directory.parent_path() /
+    // Beside what goes with the guest: this may outlive it.
+    disk_directory = config_.directory.parent_path().parent_path() /
                      fmt::format(".captured-{}-{}", config_.vm_id, ++captures_);
   }
   std::error_code error;

@@ -29,9 +29,6 @@ struct GuestFiles {
 // Errors: FAILED_PRECONDITION, telling what to install; NOT_FOUND, `kernel`.
 absl::StatusOr<GuestFiles> FindGuestFiles(const std::filesystem::path& kernel);
 
-// Whether a guest's memory is stored there.
-bool HasStoredGuest(const std::filesystem::path& directory);
-
 // Guests that are virtual machines.
 class MachineFactory final : public GuestFactory {
  public:
@@ -51,6 +48,10 @@ class MachineFactory final : public GuestFactory {
   // Machine::CreateShell() and Launch(); of the disks and of what is stored.
   absl::StatusOr<std::unique_ptr<Guest>> Start(GuestConfig config) override;
   absl::Status Prewarm(const ImageRecord& image, int count) override;
+  absl::StatusOr<std::string> Identity() override;
+  absl::Status Verify(const ImageRecord& image,
+                      const std::filesystem::path& directory,
+                      const agent::CallLimits& limits) override;
 
   // How many machines there are, shared with them.
   struct Outstanding;
@@ -59,6 +60,7 @@ class MachineFactory final : public GuestFactory {
   using Template = std::shared_ptr<const vmm::GuestTemplate>;
 
   absl::StatusOr<MachineMeans> Means() ABSL_LOCKS_EXCLUDED(mutex_);
+  absl::StatusOr<snapshot::WorkerPool*> Workers() ABSL_LOCKS_EXCLUDED(mutex_);
   // The memory that an image's guests share, read when it is first wanted; null
   // when the image has none. Blocks.
   absl::StatusOr<Template> TemplateOf(const ImageRecord& image,

@@ -1,5 +1,6 @@
 #include "catnap/microvm.h"
 
+#include <algorithm>
 #include <chrono>
 #include <utility>
 
@@ -8,6 +9,7 @@
 #include "base/status.h"
 #include "catnap/errors.h"
 #include "catnap/host.h"
+#include "catnap/snapshot.h"
 #include "runtime/completion.h"
 #include "runtime/host_core.h"
 #include "runtime/vm.h"
@@ -19,9 +21,11 @@ namespace {
 
 using runtime::Completion;
 using runtime::LimitsOf;
+using runtime::UseKind;
 using runtime::Vm;
 using runtime::VmHandle;
 using runtime::VmProcess;
+using runtime::VmUse;
 
 // For calls that take no CallOptions.
 constexpr auto kShortCall = std::chrono::seconds(30);
@@ -32,25 +36,35 @@ const std::string& Empty() {
   return empty;
 }
 
-// What every call with the agent begins with.
+// What every call with the agent begins with: the guest is awake, and stays so
+// until this goes (unless somebody suspends it explicitly).
 struct AgentCall {
   std::shared_ptr<Vm> vm;
+  VmUse use;
   std::shared_ptr<agent::Client> client;
   agent::CallLimits limits;
 };
 
-absl::StatusOr<AgentCall> Begin(const MicroVM& handle,
-                                const CallOptions& call) {
+absl::StatusOr<AgentCall> Begin(const MicroVM& handle, const CallOptions& call,
+                                UseKind kind = UseKind::kFiles) {
   AgentCall made;
   CATNAP_ASSIGN_OR_RETURN(made.vm, runtime::HostCore::VmOf(handle));
   CATNAP_ASSIGN_OR_RETURN(made.limits, LimitsOf(call));
+  made.use = VmUse(made.vm, kind);
+  CATNAP_RETURN_IF_ERROR(made.vm->Awake(made.limits));
   CATNAP_ASSIGN_OR_RETURN(made.client, made.vm->Client(made.limits));
   return made;
 }
 
-absl::StatusOr<AgentCall> BeginShort(const MicroVM& handle) {
+absl::StatusOr<AgentCall> BeginShort(const MicroVM& handle,
+                                     UseKind kind = UseKind::kFiles) {
   return Begin(handle,
-               {.timeout = std::chrono::duration_cast<Millis>(kShortCall)});
+               {.timeout = std::chrono::duration_cast<Millis>(kShortCall)},
+               kind);
+}
+
+UseKind KindOf(const Command& command) {
+  return command.counts_as_activity ? UseKind::kExec : UseKind::kUncounted;
 }
 
 absl::Status CheckPath(std::string_view path) {
@@ -142,6 +156,13 @@ HostAddress Forward::address() const {
   return handle_ == nullptr ? HostAddress{} : handle_->address();
 }
 
+KeepAlive::KeepAlive() = default;
+KeepAlive::KeepAlive(std::unique_ptr<runtime::VmHold> hold)
+    : hold_(std::move(hold)) {}
+KeepAlive::KeepAlive(KeepAlive&& other) noexcept = default;
+KeepAlive& KeepAlive::operator=(KeepAlive&& other) noexcept = default;
+KeepAlive::~KeepAlive() = default;
+
 MicroVM::MicroVM() = default;
 MicroVM::~MicroVM() = default;
 MicroVM::MicroVM(const MicroVM& other) = default;
@@ -178,6 +199,71 @@ TerminationReason MicroVM::termination_reason() const {
                             : handle_->vm()->termination_reason();
 }
 
+absl::Status MicroVM::Suspend(CallOptions call) const {
+  CATNAP_ASSIGN_OR_RETURN(const auto vm, runtime::HostCore::VmOf(*this));
+  CATNAP_ASSIGN_OR_RETURN(const auto limits, LimitsOf(call));
+  return vm->Suspend(limits, "Suspend() was called");
+}
+
+absl::Status MicroVM::Resume(CallOptions call) const {
+  CATNAP_ASSIGN_OR_RETURN(const auto vm, runtime::HostCore::VmOf(*this));
+  CATNAP_ASSIGN_OR_RETURN(const auto limits, LimitsOf(call));
+  return vm->Resume(limits);
+}
+
+absl::Status MicroVM::SetIdlePolicy(std::optional<IdlePolicy> policy) const {
+  CATNAP_ASSIGN_OR_RETURN(const auto vm, runtime::HostCore::VmOf(*this));
+  return vm->SetIdlePolicy(std::move(policy));
+}
+
+absl::StatusOr<MicroVM> MicroVM::Restore(Host& host, const Snapshot& snapshot,
+                                         RunOptions options, CallOptions call) {
+  return runtime::HostCore::Of(host).Restore(snapshot, std::move(options),
+                                             call);
+}
+
+absl::StatusOr<Snapshot> MicroVM::TakeSnapshot(SnapshotOptions options,
+                                               CallOptions call) const {
+  CATNAP_ASSIGN_OR_RETURN(const auto core, runtime::HostCore::OfVm(*this));
+  return core->TakeSnapshot(handle_->vm().get(), options, call);
+}
+
+absl::StatusOr<std::vector<MicroVM>> MicroVM::Fork(int count,
+                                                   RunOptions options,
+                                                   CallOptions call) const {
+  if (count < 1) {
+    return Error(absl::StatusCode::kInvalidArgument,
+                 "count is {}, must be at least 1", count);
+  }
+  if (count > 1 && !options.id.empty()) {
+    return Error(absl::StatusCode::kInvalidArgument,
+                 "id is \"{}\", must be empty for {} forks; ForkEach() takes "
+                 "one for each",
+                 options.id, count);
+  }
+  CATNAP_ASSIGN_OR_RETURN(const auto core, runtime::HostCore::OfVm(*this));
+  constexpr int kMost = 5000;  // More than ForkEach() takes.
+  return core->ForkEach(
+      handle_->vm().get(),
+      std::vector<RunOptions>(static_cast<size_t>(std::min(count, kMost)),
+                              options),
+      call);
+}
+
+absl::StatusOr<std::vector<MicroVM>> MicroVM::ForkEach(
+    std::span<const RunOptions> children, CallOptions call) const {
+  CATNAP_ASSIGN_OR_RETURN(const auto core, runtime::HostCore::OfVm(*this));
+  return core->ForkEach(
+      handle_->vm().get(),
+      std::vector<RunOptions>(children.begin(), children.end()), call);
+}
+
+KeepAlive MicroVM::Hold(std::string reason) const {
+  if (handle_ == nullptr) return {};
+  return KeepAlive(
+      std::make_unique<runtime::VmHold>(handle_->vm(), std::move(reason)));
+}
+
 absl::Status MicroVM::Terminate(CallOptions call) const {
   CATNAP_ASSIGN_OR_RETURN(const auto vm, runtime::HostCore::VmOf(*this));
   CATNAP_RETURN_IF_ERROR(LimitsOf(call).status());
@@ -205,7 +291,7 @@ absl::Status MicroVM::SetService(uint16_t port,
 
 absl::StatusOr<ExecResult> MicroVM::Exec(const Command& command,
                                          CallOptions call) const {
-  CATNAP_ASSIGN_OR_RETURN(AgentCall begun, Begin(*this, call));
+  CATNAP_ASSIGN_OR_RETURN(AgentCall begun, Begin(*this, call, KindOf(command)));
   // The result comes behind the command's callbacks, and one of those may close
   // the Host, which waits until the client is let go.
   begun.client.reset();
@@ -216,14 +302,16 @@ absl::StatusOr<ExecResult> MicroVM::Exec(const Command& command,
 
 absl::StatusOr<std::unique_ptr<Process>> MicroVM::Start(
     const Command& command, CallOptions call) const {
-  CATNAP_ASSIGN_OR_RETURN(const AgentCall begun, Begin(*this, call));
+  CATNAP_ASSIGN_OR_RETURN(const AgentCall begun,
+                          Begin(*this, call, KindOf(command)));
   CATNAP_ASSIGN_OR_RETURN(auto process,
                           VmProcess::Start(begun.vm, command, begun.limits));
   return std::make_unique<ProcessHandle>(std::move(process));
 }
 
 absl::StatusOr<std::vector<ProcessInfo>> MicroVM::ListProcesses() const {
-  CATNAP_ASSIGN_OR_RETURN(const AgentCall begun, BeginShort(*this));
+  CATNAP_ASSIGN_OR_RETURN(const AgentCall begun,
+                          BeginShort(*this, UseKind::kExec));
   using Entries = absl::StatusOr<std::vector<agent::ProcessEntry>>;
   const Completion<Entries> listed;
   CATNAP_RETURN_IF_ERROR(begun.vm->Explain(agent::ListProcesses(
@@ -243,8 +331,10 @@ absl::StatusOr<std::vector<ProcessInfo>> MicroVM::ListProcesses() const {
 
 absl::StatusOr<std::unique_ptr<Process>> MicroVM::Attach(
     uint64_t process_id) const {
-  CATNAP_ASSIGN_OR_RETURN(const auto vm, runtime::HostCore::VmOf(*this));
-  CATNAP_ASSIGN_OR_RETURN(auto process, VmProcess::Attach(vm, process_id));
+  CATNAP_ASSIGN_OR_RETURN(const AgentCall begun,
+                          BeginShort(*this, UseKind::kExec));
+  CATNAP_ASSIGN_OR_RETURN(auto process,
+                          VmProcess::Attach(begun.vm, process_id));
   return std::make_unique<ProcessHandle>(std::move(process));
 }
 
@@ -344,7 +434,8 @@ absl::Status MicroVM::Remove(std::string_view path, bool recursive) const {
 
 absl::StatusOr<UniqueFd> MicroVM::Connect(uint16_t guest_port,
                                           CallOptions call) const {
-  CATNAP_ASSIGN_OR_RETURN(const AgentCall begun, Begin(*this, call));
+  CATNAP_ASSIGN_OR_RETURN(const AgentCall begun,
+                          Begin(*this, call, UseKind::kForwards));
   auto fd = Await<absl::StatusOr<base::UniqueFd>>([&](auto done) {
     runtime::ConnectToVm(begun.vm.get(), guest_port, begun.limits,
                          std::move(done));

@@ -7,8 +7,12 @@
 namespace catnap::runtime {
 namespace {
 
+// Of zstd; higher ones take too much memory.
+constexpr int kMinCompressionLevel = -7;
+constexpr int kMaxCompressionLevel = 19;
 constexpr int kMaxIoThreads = 64;
 constexpr size_t kMaxSerialBytes = 20;
+constexpr double kMaxCpuThreshold = 32;
 
 absl::Status NotYet(const char* option) {
   return Error(absl::StatusCode::kUnimplemented,
@@ -21,7 +25,13 @@ absl::Status NotYet(const char* option) {
 absl::Status CheckHostOptions(const HostOptions& options) {
   if (options.memory_quota_bytes != 0) return NotYet("memory_quota_bytes");
   if (options.storage_quota_bytes != 0) return NotYet("storage_quota_bytes");
-  if (options.compression_level != 1) return NotYet("compression_level");
+  if (options.compression_level < kMinCompressionLevel ||
+      options.compression_level > kMaxCompressionLevel) {
+    return Error(absl::StatusCode::kInvalidArgument,
+                 "compression_level is {}, must be {} to {}",
+                 options.compression_level, kMinCompressionLevel,
+                 kMaxCompressionLevel);
+  }
   if (options.io_threads < 0 || options.io_threads > kMaxIoThreads) {
     return Error(absl::StatusCode::kInvalidArgument,
                  "io_threads is {}, must be 0 to {}", options.io_threads,
@@ -36,23 +46,45 @@ absl::Status CheckHostOptions(const HostOptions& options) {
   return absl::OkStatus();
 }
 
+absl::Status CheckIdlePolicy(const IdlePolicy& policy) {
+  if (policy.max_idle_duration.count() <= 0) {
+    return Error(absl::StatusCode::kInvalidArgument,
+                 "idle_policy.max_idle_duration is {} ms, must be at least 1",
+                 policy.max_idle_duration.count());
+  }
+  if (policy.suspended_duration.has_value() &&
+      policy.suspended_duration->count() < 0) {
+    return Error(absl::StatusCode::kInvalidArgument,
+                 "idle_policy.suspended_duration is {} ms, must be at least 0",
+                 policy.suspended_duration->count());
+  }
+  const double threshold = policy.activity.guest_cpu_threshold;
+  if (!(threshold > 0 && threshold <= kMaxCpuThreshold)) {
+    return Error(absl::StatusCode::kInvalidArgument,
+                 "idle_policy.activity.guest_cpu_threshold is {}, must be "
+                 "above 0 and at most {} CPUs",
+                 threshold, kMaxCpuThreshold);
+  }
+  return absl::OkStatus();
+}
+
 absl::Status CheckRunOptions(const RunOptions& options,
                              const ImageRecord& image) {
   if (!options.id.empty()) {
     CATNAP_RETURN_IF_ERROR(CheckName("id", options.id));
   }
-  if (options.idle_policy.has_value()) return NotYet("idle_policy");
-  if (options.max_lifetime.has_value()) return NotYet("max_lifetime");
+  if (options.idle_policy.has_value()) {
+    CATNAP_RETURN_IF_ERROR(CheckIdlePolicy(*options.idle_policy));
+  }
+  if (options.max_lifetime.has_value() && options.max_lifetime->count() <= 0) {
+    return Error(absl::StatusCode::kInvalidArgument,
+                 "max_lifetime is {} ms, must be at least 1",
+                 options.max_lifetime->count());
+  }
   if (!options.run_payload.empty()) return NotYet("run_payload");
   if (options.cpu_limit.has_value()) return NotYet("cpu_limit");
   if (options.checkpoint_interval.has_value()) {
     return NotYet("checkpoint_interval");
-  }
-  if (options.on_release == OnRelease::kSuspend) {
-    return NotYet("on_release kSuspend");
-  }
-  if (options.after_crash == AfterCrash::kLastCheckpoint) {
-    return NotYet("after_crash kLastCheckpoint");
   }
   if (options.clock != ClockOnResume::kFreezeMonotonic) return NotYet("clock");
   if (options.memory != Prefetch::kHotSet) return NotYet("memory");

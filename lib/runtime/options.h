@@ -12,6 +12,7 @@ namespace catnap::runtime {
 // value and the limit.
 // Errors: INVALID_ARGUMENT; UNIMPLEMENTED, an option of a later version.
 absl::Status CheckHostOptions(const HostOptions& options);
+absl::Status CheckIdlePolicy(const IdlePolicy& policy);
 absl::Status CheckRunOptions(const RunOptions& options,
                              const ImageRecord& image);
 

@@ -177,7 +177,11 @@ bool SocketRelay::PumpToGuestOnce() {
   const auto write = [&](std::span<const uint8_t> data) {
     const size_t taken =
         client->Write(stream, agent::kMainChannel, data, false);
-    if (taken > 0) traffic_->OnBytesToGuest(taken);
+    if (taken > 0) {
+      traffic_->OnBytesToGuest(taken);
+    } else {
+      traffic_->OnActivity();  // What waits for the guest asks for it.
+    }
     return taken;
   };
   if (!pending_.empty()) {

@@ -1,10 +1,8 @@
 #include "runtime/vm.h"
 
-#include <system_error>
+#include <algorithm>
 #include <utility>
 
-#include "agent/log_lines.h"
-#include "agent/messages.h"
 #include "base/status.h"
 #include "catnap/errors.h"
 #include "runtime/application.h"
@@ -38,20 +36,99 @@ Vm::Vm(std::string id, std::shared_ptr<const ImageRecord> image,
       log_({.sink = environment_.log,
             .executor = environment_.executor,
             .vm_id = id_,
-            .source = "vm"}) {}
+            .source = "vm"}),
+      store_(environment_.directory,
+             options_.durability == Durability::kDurable),
+      policy_(options_.idle_policy),
+      egress_(options_.egress),
+      created_at_(std::chrono::steady_clock::now()) {
+  record_.image_name = image_->name;
+  record_.image_major = image_->major;
+  record_.image_disk_id = image_->disk_id;
+  record_.had_tap = options_.tap != nullptr;
+  record_.created_at = environment_.clock->WallNow();
+}
+
+Vm::Vm(std::shared_ptr<const ImageRecord> image, StoredVm stored,
+       VmEnvironment environment)
+    : Vm(stored.record.options.id, std::move(image), stored.record.options,
+         std::move(environment)) {
+  const base::MutexLock lock(&mutex_);
+  record_ = std::move(stored.record);
+  const auto now = std::chrono::steady_clock::now();
+  const auto wall = environment_.clock->WallNow();
+  // A clock that was set back makes nothing younger than it is.
+  const auto since = [&](VmRecord::WallTime then) {
+    return now - std::max(wall - then, VmRecord::WallTime::duration::zero());
+  };
+  created_at_ = since(record_.created_at);
+  asleep_since_ = stored.ran ? now : since(record_.suspended_at);
+  past_vcpu_seconds_ = record_.vcpu_seconds;
+  next_snapshot_ = record_.snapshot + 1;
+  const bool last_checkpoint =
+      options_.after_crash == AfterCrash::kLastCheckpoint;
+  reboots_ = stored.ran && !(last_checkpoint && record_.snapshot != 0);
+  wakes_on_use_ = stored.ran;
+  text_ = stored.ran ? "the process of its Host ended while it ran"
+                     : record_.sleep_reason;
+  EnterLocked(MicroVMState::kSuspended);
+}
 
 Vm::~Vm() = default;
 
-absl::Status Vm::Start(const agent::CallLimits& limits) {
-  absl::Status status = Boot(limits);
-  if (status.ok()) {
+absl::Status Vm::Prepare() {
+  if (state() == MicroVMState::kPending) {
+    CATNAP_RETURN_IF_ERROR(store_.Create());
+  } else {
+    store_.Adopt();
+  }
+  const auto on_use = [self = weak_from_this()] {
+    if (const auto vm = self.lock()) vm->OnTraffic();
+  };
+  activity_ = std::make_shared<VmActivity>(
+      environment_.clock, std::make_shared<Traffic>(environment_.clock, on_use),
+      std::make_shared<Traffic>(environment_.clock, on_use));
+  CATNAP_ASSIGN_OR_RETURN(auto services, MakeServices());
+  {
     const base::MutexLock lock(&mutex_);
-    if (!ending_) {
-      state_ = MicroVMState::kRunning;
-      changed_.NotifyAll();
-      return absl::OkStatus();
+    services_ = std::move(services);
+    relays_ = std::make_shared<RelayGroup>(
+        environment_.loop, activity_->forwards(), kMaxConnections);
+    const bool asleep = state_ == MicroVMState::kSuspended;
+    activity_->forwards()->SetAsleep(asleep);
+    activity_->services()->SetAsleep(asleep);
+  }
+  ArmTimer();
+  return absl::OkStatus();
+}
+
+absl::Status Vm::Start(const agent::CallLimits& limits,
+                       std::optional<GuestOrigin> origin) {
+  {
+    const base::MutexLock lock(&mutex_);
+    BeginMoveLocked(Move::kStarting);
+  }
+  const bool boots = !origin.has_value();
+  absl::Status status = StartGuest(std::move(origin), limits);
+  if (status.ok()) status = boots ? StartApplication(limits) : Rejoin(limits);
+  if (status.ok()) status = SaveRecord();
+  bool running = false;
+  {
+    const base::MutexLock lock(&mutex_);
+    if (status.ok() && (ending_ || reason_ != TerminationReason::kNone)) {
+      status = absl::UnavailableError(fmt::format("it ended: {}", text_));
     }
-    status = absl::UnavailableError(fmt::format("it ended: {}", text_));
+    running = status.ok();
+    if (running) {
+      awake_since_ = idle_least_ = std::chrono::steady_clock::now();
+      EnterLocked(MicroVMState::kRunning);
+    }
+  }
+  EndMove(status, /*own=*/false);
+  if (running) {
+    ArmTimer();
+    SyncSoon();
+    return absl::OkStatus();
   }
   status = Explain(std::move(status));
   const bool silent = ReasonOf(status) == ErrorReason::kAgentUnresponsive;
@@ -62,43 +139,13 @@ absl::Status Vm::Start(const agent::CallLimits& limits) {
   return status;
 }
 
-ServiceTable::OnConnection Vm::CallbackOf(
-    std::shared_ptr<GuestService> service) const {
-  return [service = std::move(service),
-          handle = environment_.handle](base::UniqueFd connection) {
-    const auto vm = handle();
-    if (vm.ok()) {
-      service->OnConnection(*vm, UniqueFd(connection.Release()));
-    }
-  };
-}
-
-absl::StatusOr<std::shared_ptr<ServiceTable>> Vm::MakeServices(
-    const std::shared_ptr<Traffic>& traffic) const {
-  ServiceTableOptions options;
-  options.loop = environment_.loop;
-  options.executor = environment_.executor;
-  options.traffic = traffic;
-  options.log = base::Logger({.sink = environment_.log,
-                              .executor = environment_.executor,
-                              .vm_id = id_,
-                              .source = "service"});
-  auto services = std::make_shared<ServiceTable>(std::move(options));
-  for (const auto& [port, service] : options_.services) {
-    CATNAP_RETURN_IF_ERROR(services->Set(port, CallbackOf(service)));
-  }
-  return services;
-}
-
-absl::Status Vm::Boot(const agent::CallLimits& limits) {
-  const auto traffic = std::make_shared<Traffic>(environment_.clock);
-  CATNAP_ASSIGN_OR_RETURN(auto services, MakeServices(traffic));
+absl::Status Vm::StartGuest(std::optional<GuestOrigin> origin,
+                            const agent::CallLimits& limits) {
   GuestConfig config;
-  config.services = services->listener();
   config.image = image_;
-  config.directory = environment_.directory;
+  config.origin = std::move(origin);
+  config.directory = store_.live();
   config.disks = options_.disks;
-  config.egress = options_.egress;
   config.tap = options_.tap;
   config.vm_id = id_;
   config.log = environment_.log;
@@ -108,28 +155,30 @@ absl::Status Vm::Boot(const agent::CallLimits& limits) {
     // On a vCPU's thread, which must not be the one that ends the guest.
     if (const auto vm = self.lock()) vm->EndSoon(end.reason, end.text);
   };
+  uint64_t snapshot = 0;
   {
     const base::MutexLock lock(&mutex_);
     if (ending_) return RefusalLocked();
+    config.egress = egress_;
+    config.services = services_->listener();
+    snapshot = record_.snapshot;
     booting_ = true;  // End() waits: the factory goes with the Host.
   }
+  config.on_prepared = [this, snapshot] { return store_.MarkAwake(snapshot); };
   auto made = environment_.factory->Start(std::move(config));
-  // Before End() goes on, and with it the loop.
-  if (!made.ok()) services.reset();
   std::shared_ptr<Guest> guest;
   {
     const base::MutexLock lock(&mutex_);
-    if (made.ok()) {
-      guest = guest_ = *std::move(made);
-      relays_ = std::make_shared<RelayGroup>(environment_.loop, traffic,
-                                             kMaxConnections);
-      services_ = std::move(services);
-      started_at_ = std::chrono::steady_clock::now();
-    }
+    if (made.ok()) guest = guest_ = *std::move(made);
     booting_ = false;
     changed_.NotifyAll();
   }
   if (guest == nullptr) return made.status();
+  return WaitForAgent(guest, limits);
+}
+
+absl::Status Vm::WaitForAgent(const std::shared_ptr<Guest>& guest,
+                              const agent::CallLimits& limits) {
   agent::CallLimits within = limits;
   const Time latest = std::chrono::steady_clock::now() + kLongestBoot;
   if (!within.deadline.has_value()) within.deadline = latest;
@@ -137,23 +186,31 @@ absl::Status Vm::Boot(const agent::CallLimits& limits) {
   const auto client = guest->WaitForClient(*within.deadline, [this, &within] {
     return within.stop.stop_requested() || !IsWanted();
   });
-  if (!client.ok()) {
-    if (within.stop.stop_requested()) {
-      return absl::CancelledError("cancelled while the guest booted");
-    }
-    if (limits.deadline.has_value() &&
-        std::chrono::steady_clock::now() >= *limits.deadline) {
-      return absl::DeadlineExceededError(
-          "the guest did not boot within CallOptions::timeout");
-    }
-    return client.status();
+  if (client.ok()) return absl::OkStatus();
+  if (within.stop.stop_requested()) {
+    return absl::CancelledError("cancelled while the guest started");
   }
-  return StartApplication(limits);
+  if (limits.deadline.has_value() &&
+      std::chrono::steady_clock::now() >= *limits.deadline) {
+    return absl::DeadlineExceededError(
+        "the guest did not start within CallOptions::timeout");
+  }
+  return client.status();
 }
 
 absl::Status Vm::StartApplication(const agent::CallLimits& limits) {
   if (image_->application.empty()) return absl::OkStatus();
   return RunApplication(
+      this,
+      [self = weak_from_this()](const std::string& text) {
+        if (const auto vm = self.lock()) vm->OnApplicationEnd(text);
+      },
+      limits);
+}
+
+absl::Status Vm::Rejoin(const agent::CallLimits& limits) {
+  if (image_->application.empty()) return absl::OkStatus();
+  return AttachApplication(
       this,
       [self = weak_from_this()](const std::string& text) {
         if (const auto vm = self.lock()) vm->OnApplicationEnd(text);
@@ -185,25 +242,81 @@ void Vm::EndSoon(TerminationReason reason, const std::string& text) {
 
 void Vm::End(TerminationReason reason, const std::string& text,
              bool host_closed) {
+  if (host_closed) {
+    const base::MutexLock lock(&mutex_);
+    host_closed_ = true;
+  }
+  Finish(reason, text, /*keep=*/false);
+}
+
+absl::Status Vm::Close(bool suspend, Time deadline) {
+  bool runs = false;
+  {
+    const base::MutexLock lock(&mutex_);
+    host_closed_ = true;
+    changed_.NotifyAll();
+    // What wakes is suspended when it runs: its memory is not to be lost.
+    while (move_ == Move::kResuming &&
+           std::chrono::steady_clock::now() < deadline) {
+      changed_.WaitUntil(&mutex_, deadline);
+    }
+    runs =
+        state_ == MicroVMState::kRunning || state_ == MicroVMState::kSuspending;
+    if (!store_.durable() || state_ == MicroVMState::kPending ||
+        (runs && !suspend)) {
+      runs = false;
+      suspend = false;
+    } else {
+      suspend = true;
+    }
+  }
+  if (!suspend) {
+    Finish(TerminationReason::kRequested, "the Host was closed",
+           /*keep=*/false);
+    return absl::OkStatus();
+  }
+  absl::Status status = absl::OkStatus();
+  if (runs || state() == MicroVMState::kSuspending) {
+    status = SuspendAs(Cause::kClose, agent::CallLimits(deadline),
+                       "the Host was closed");
+  }
+  Finish(TerminationReason::kRequested, "the Host was closed", /*keep=*/true);
+  return status;
+}
+
+void Vm::Finish(TerminationReason reason, const std::string& text, bool keep) {
   std::shared_ptr<Guest> guest;
   std::shared_ptr<RelayGroup> relays;
   std::shared_ptr<ServiceTable> services;
   std::set<EndHook> hooks;
+  std::stop_source stop;
   {
     const base::MutexLock lock(&mutex_);
-    host_closed_ |= host_closed;
     if (ending_) {
-      while (state_ != MicroVMState::kTerminated) changed_.Wait(&mutex_);
+      while (!over_) changed_.Wait(&mutex_);
       return;
     }
     ending_ = true;
-    state_ = MicroVMState::kTerminating;
-    if (reason_ == TerminationReason::kNone) {
-      reason_ = reason;
-      text_ = text;
+    if (reason_ != TerminationReason::kNone) keep = false;
+    if (!keep) {
+      EnterLocked(MicroVMState::kTerminating);
+      if (reason_ == TerminationReason::kNone) {
+        reason_ = reason;
+        text_ = text;
+      }
     }
     changed_.NotifyAll();
-    while (booting_) changed_.Wait(&mutex_);
+    stop = move_stop_;
+  }
+  stop.request_stop();
+  StopTimer();
+  {
+    const base::MutexLock lock(&mutex_);
+    // What is being written is given up first; what starts is stopped.
+    while (booting_ || move_ == Move::kSuspending ||
+           move_ == Move::kCapturing) {
+      changed_.Wait(&mutex_);
+    }
     guest = guest_;
     relays.swap(relays_);
     services.swap(services_);
@@ -217,21 +330,25 @@ void Vm::End(TerminationReason reason, const std::string& text,
     guest->Stop();
     vcpu_seconds = guest->VcpuSeconds();
   }
+  {
+    const base::MutexLock lock(&mutex_);
+    while (move_ == Move::kResuming) changed_.Wait(&mutex_);
+  }
   for (const EndHook& hook : hooks) (*hook)();
   if (relays != nullptr) relays->Close();
   services.reset();
-  std::error_code error;
-  std::filesystem::remove_all(environment_.directory, error);
-  if (error) {
-    log_.Warning("its directory {} could not be removed: {}",
-                 environment_.directory.string(), error.message());
+  if (!keep) {
+    log_.LogIfError(store_.Remove(), "its directory stays");
   }
+  std::shared_ptr<Guest> last;
   {
     const base::MutexLock lock(&mutex_);
-    guest_.reset();
-    last_vcpu_seconds_ = vcpu_seconds;
+    last.swap(guest_);
+    past_vcpu_seconds_ += vcpu_seconds;
     ended_at_ = std::chrono::steady_clock::now();
-    state_ = MicroVMState::kTerminated;
+    CountTimeLocked(*ended_at_);
+    over_ = true;
+    EnterLocked(keep ? MicroVMState::kSuspended : MicroVMState::kTerminated);
     changed_.NotifyAll();
   }
 }
@@ -243,12 +360,22 @@ MicroVMState Vm::state() const {
 
 std::string Vm::state_reason() const {
   std::shared_ptr<Guest> guest;
+  std::string known;
   {
     const base::MutexLock lock(&mutex_);
-    if (!text_.empty() || guest_ == nullptr) return text_;
+    if (reason_ != TerminationReason::kNone || guest_ == nullptr ||
+        state_ == MicroVMState::kSuspended) {
+      return text_;
+    }
+    if (!trouble_.empty()) {
+      known = trouble_;
+    } else if (!holds_.empty()) {
+      known = fmt::format("kept awake: {}", *holds_.begin());
+    }
     guest = guest_;
   }
-  return guest->WaitsFor();
+  std::string waits = guest->WaitsFor();
+  return waits.empty() ? known : waits;
 }
 
 TerminationReason Vm::termination_reason() const {
@@ -268,24 +395,26 @@ std::optional<Vm::Time> Vm::ended_at() const {
 absl::StatusOr<MicroVMState> Vm::WaitForState(MicroVMState wanted,
                                               Time deadline) {
   const base::MutexLock lock(&mutex_);
+  const uint64_t before = entered_[static_cast<size_t>(wanted)];
   for (;;) {
-    if (state_ == wanted) return state_;
-    // Each state but the last has the next ones before it.
-    const bool can_come = state_ != MicroVMState::kTerminated &&
-                          wanted != MicroVMState::kPending &&
-                          wanted != MicroVMState::kSuspending &&
-                          wanted != MicroVMState::kSuspended &&
+    // It may have gone on from there since.
+    if (state_ == wanted || entered_[static_cast<size_t>(wanted)] != before) {
+      return wanted;
+    }
+    const bool can_come = !over_ && wanted != MicroVMState::kPending &&
                           (state_ != MicroVMState::kTerminating ||
-                           wanted == MicroVMState::kTerminated) &&
-                          (wanted != MicroVMState::kTerminating ||
-                           state_ != MicroVMState::kTerminated);
+                           wanted == MicroVMState::kTerminated);
     if (!can_come) {
-      return absl::FailedPreconditionError(fmt::format(
-          "MicroVM {} can no longer come to that state: {}", id_,
-          text_.empty() ? "this version of the library never does" : text_));
+      if (over_ && host_closed_ && state_ != MicroVMState::kTerminated) {
+        return Closed();
+      }
+      return absl::FailedPreconditionError(
+          fmt::format("MicroVM {} can no longer come to that state: {}", id_,
+                      text_.empty() ? "it has started" : text_));
     }
     if (!changed_.WaitUntil(&mutex_, deadline) &&
-        std::chrono::steady_clock::now() >= deadline && state_ != wanted) {
+        std::chrono::steady_clock::now() >= deadline && state_ != wanted &&
+        entered_[static_cast<size_t>(wanted)] == before) {
       return absl::DeadlineExceededError(
           fmt::format("MicroVM {} did not come to that state in time", id_));
     }
@@ -310,7 +439,19 @@ absl::Status Vm::WaitUntilStarted(const agent::CallLimits& limits) {
           "another call starts it, and has not within CallOptions::timeout");
     }
   }
-  return state_ == MicroVMState::kRunning ? absl::OkStatus() : RefusalLocked();
+  return ending_ || host_closed_ ? RefusalLocked() : absl::OkStatus();
+}
+
+void Vm::CountTimeLocked(Time now) {
+  if (awake_since_.has_value()) {
+    record_.running += std::chrono::duration_cast<Millis>(now - *awake_since_);
+  }
+  if (asleep_since_.has_value()) {
+    record_.suspended +=
+        std::chrono::duration_cast<Millis>(now - *asleep_since_);
+  }
+  awake_since_.reset();
+  asleep_since_.reset();
 }
 
 Usage Vm::GetUsage() const {
@@ -318,21 +459,36 @@ Usage Vm::GetUsage() const {
   Usage usage;
   {
     const base::MutexLock lock(&mutex_);
-    if (!started_at_.has_value()) return usage;
-    const auto ran =
-        ended_at_.value_or(std::chrono::steady_clock::now()) - *started_at_;
-    usage.running = std::chrono::duration_cast<Millis>(ran);
-    usage.memory_gib_seconds = static_cast<double>(image_->memory_bytes) /
-                               kGiB *
-                               std::chrono::duration<double>(ran).count();
-    usage.vcpu_seconds = last_vcpu_seconds_;
+    const auto now = std::chrono::steady_clock::now();
+    usage.running = record_.running;
+    usage.suspended = record_.suspended;
+    if (awake_since_.has_value()) {
+      usage.running += std::chrono::duration_cast<Millis>(now - *awake_since_);
+    }
+    if (asleep_since_.has_value()) {
+      usage.suspended +=
+          std::chrono::duration_cast<Millis>(now - *asleep_since_);
+    }
+    usage.memory_gib_seconds =
+        static_cast<double>(image_->memory_bytes) / kGiB *
+        std::chrono::duration<double>(usage.running).count();
+    usage.vcpu_seconds = past_vcpu_seconds_;
+    usage.snapshot_bytes_written = record_.bytes_written;
+    usage.snapshot_bytes_read = record_.bytes_read;
+    const bool over = over_ && state_ == MicroVMState::kTerminated;
+    usage.stored_bytes = over ? 0 : record_.stored_bytes;
     guest = guest_;
   }
   if (guest != nullptr) {
-    usage.vcpu_seconds = guest->VcpuSeconds();
-    usage.stored_bytes = guest->StoredBytes();
+    usage.vcpu_seconds += guest->VcpuSeconds();
+    usage.stored_bytes += guest->StoredBytes();
   }
   return usage;
+}
+
+absl::Status Vm::Refusal() const {
+  const base::MutexLock lock(&mutex_);
+  return RefusalLocked();
 }
 
 absl::Status Vm::RefusalLocked() const {
@@ -342,15 +498,26 @@ absl::Status Vm::RefusalLocked() const {
                     ErrorReason::kVmTerminated);
 }
 
+absl::Status Vm::SuspendedLocked() const {
+  return WithReason(
+      absl::FailedPreconditionError(fmt::format(
+          "MicroVM {} is suspended ({}); Resume() wakes it, and an IdlePolicy "
+          "with auto_resume_enabled lets every use do so",
+          id_, text_)),
+      ErrorReason::kVmSuspended);
+}
+
 bool Vm::IsWanted() const {
   const base::MutexLock lock(&mutex_);
-  return reason_ == TerminationReason::kNone;
+  return reason_ == TerminationReason::kNone && !ending_;
 }
 
 absl::StatusOr<std::shared_ptr<Guest>> Vm::RunningGuest() const {
   const base::MutexLock lock(&mutex_);
-  if (ending_ || guest_ == nullptr) return RefusalLocked();
-  return guest_;
+  if (ending_ || host_closed_) return RefusalLocked();
+  if (guest_ != nullptr) return guest_;
+  if (state_ == MicroVMState::kSuspended) return SuspendedLocked();
+  return RefusalLocked();
 }
 
 absl::StatusOr<std::shared_ptr<agent::Client>> Vm::Client(
@@ -378,13 +545,13 @@ absl::StatusOr<std::shared_ptr<agent::Client>> Vm::ClientNow() {
 
 bool Vm::EndedMeanwhile() const {
   const base::MutexLock lock(&mutex_);
-  return reason_ != TerminationReason::kNone;
+  return reason_ != TerminationReason::kNone || ending_;
 }
 
 absl::Status Vm::Explain(absl::Status status) const {
   if (status.ok()) return status;
   const base::MutexLock lock(&mutex_);
-  if (reason_ == TerminationReason::kNone) return status;
+  if (reason_ == TerminationReason::kNone && !ending_) return status;
   // What the guest or the caller said before stands.
   const bool of_the_connection =
       status.code() == absl::StatusCode::kUnavailable ||
@@ -396,85 +563,20 @@ absl::Status Vm::Explain(absl::Status status) const {
                     ErrorReason::kVmTerminated);
 }
 
-absl::Status Vm::SetService(uint16_t port,
-                            std::shared_ptr<GuestService> service) {
-  std::shared_ptr<ServiceTable> services;
-  {
-    const base::MutexLock lock(&mutex_);
-    if (ending_ || services_ == nullptr) return RefusalLocked();
-    services = services_;
-  }
-  if (service != nullptr) {
-    return services->Set(port, CallbackOf(std::move(service)));
-  }
-  services->Remove(port);
-  return absl::OkStatus();
-}
-
 std::shared_ptr<RelayGroup> Vm::relays() const {
   const base::MutexLock lock(&mutex_);
   return relays_;
 }
 
-absl::AnyInvocable<size_t(uint8_t channel, std::span<const uint8_t> data)>
-Vm::ApplicationOutput() const {
-  if (options_.guest_log == nullptr) return nullptr;
-  const auto lines = [this](const char* source, LogSeverity severity) {
-    return agent::LogLines(base::Logger({.sink = options_.guest_log,
-                                         .executor = environment_.executor,
-                                         .vm_id = id_,
-                                         .source = source}),
-                           severity);
-  };
-  // Whoever holds them last ends them: lines without an end are not lost.
-  struct Outputs {
-    agent::LogLines out, err;
-    ~Outputs() {
-      out.End();
-      err.End();
-    }
-  };
-  const std::shared_ptr<Outputs> outputs(
-      new Outputs{lines("app.stdout", LogSeverity::kInfo),
-                  lines("app.stderr", LogSeverity::kInfo)});
-  return [outputs](uint8_t channel, std::span<const uint8_t> data) {
-    (channel == agent::kStderr ? outputs->err : outputs->out).Feed(data);
-    return data.size();
-  };
-}
-
-absl::Status Vm::SetEgress(const NetworkPolicy& policy) {
-  CATNAP_ASSIGN_OR_RETURN(const std::shared_ptr<Guest> guest, RunningGuest());
-  return guest->SetEgress(policy);
-}
-
-std::vector<std::string> Vm::Environment(
-    const std::map<std::string, std::string>& more) const {
-  std::map<std::string, std::string> all = more;
-  all.insert(options_.env.begin(), options_.env.end());
-  all.insert(image_->env.begin(), image_->env.end());
-  std::vector<std::string> texts;
-  texts.reserve(all.size());
-  for (const auto& [name, value] : all) texts.push_back(name + "=" + value);
-  return texts;
-}
-
-Vm::EndHook Vm::AddEndHook(std::function<void()> end) {
-  auto hook = std::make_shared<std::function<void()>>(std::move(end));
-  {
-    const base::MutexLock lock(&mutex_);
-    if (!ending_) {
-      hooks_.insert(hook);
-      return hook;
-    }
-  }
-  (*hook)();
-  return hook;
-}
-
-void Vm::RemoveEndHook(const EndHook& hook) {
+void Vm::AddHold(const std::string& reason) {
   const base::MutexLock lock(&mutex_);
-  hooks_.erase(hook);
+  holds_.insert(reason);
+}
+
+void Vm::RemoveHold(const std::string& reason) {
+  const base::MutexLock lock(&mutex_);
+  const auto at = holds_.find(reason);
+  if (at != holds_.end()) holds_.erase(at);
 }
 
 }  // namespace catnap::runtime

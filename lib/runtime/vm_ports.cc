@@ -53,11 +53,8 @@ struct ForwardHandle::Shared {
 
 absl::StatusOr<std::unique_ptr<ForwardHandle>> ForwardHandle::Create(
     std::shared_ptr<Vm> vm, const HostAddress& listen, uint16_t guest_port) {
-  CATNAP_RETURN_IF_ERROR(vm->ClientNow().status());
   const std::shared_ptr<RelayGroup> relays = vm->relays();
-  if (relays == nullptr) {
-    return vm->Explain(absl::UnavailableError("the machine is not running"));
-  }
+  if (relays == nullptr) return vm->Refusal();
   PortForwardOptions options;
   options.loop = vm->environment().loop;
   options.traffic = relays->traffic();
@@ -66,7 +63,14 @@ absl::StatusOr<std::unique_ptr<ForwardHandle>> ForwardHandle::Create(
   options.guest_port = guest_port;
   options.clients = [weak = std::weak_ptr<Vm>(vm)](ClientDone done) {
     const auto self = weak.lock();
-    if (self != nullptr) std::move(done)(self->ClientNow());
+    if (self == nullptr) return;
+    auto use = std::make_shared<VmUse>(self, UseKind::kForwards);
+    self->WhenAwake({}, [self, use = std::move(use), done = std::move(done)](
+                            const absl::Status& awake) mutable {
+      std::move(done)(
+          awake.ok() ? self->ClientNow()
+                     : absl::StatusOr<std::shared_ptr<agent::Client>>(awake));
+    });
   };
   options.log = base::Logger({.sink = vm->environment().log,
                               .executor = vm->environment().executor,

@@ -11,16 +11,17 @@
 
 namespace catnap::runtime {
 
-// A connection to `port` of the VM's loopback. Does not block; `done` is called
-// once, on the loop's thread or before this returns. The stop token of `limits`
-// only keeps the result from being used.
+// A connection to `port` of the VM's loopback; wakes nobody. Does not block;
+// `done` is called once, on the loop's thread or before this returns. The stop
+// token of `limits` only keeps the result from being used.
 void ConnectToVm(Vm* vm, uint16_t port, const agent::CallLimits& limits,
                  ConnectDone done);
 
 // A forward that a user holds: it ends with the handle or with the VM.
 class ForwardHandle {
  public:
-  // Errors: as PortForward::Create() and Vm::ClientNow().
+  // A VM that sleeps is woken by the first connection, if it may be.
+  // Errors: as PortForward::Create(); the VM has ended.
   static absl::StatusOr<std::unique_ptr<ForwardHandle>> Create(
       std::shared_ptr<Vm> vm, const HostAddress& listen, uint16_t guest_port);
   ~ForwardHandle();

@@ -137,6 +137,8 @@ VmProcess::VmProcess(std::shared_ptr<Vm> vm, const Command& command,
     : vm_(std::move(vm)),
       on_output_(command.on_output),
       collects_(collects),
+      use_(vm_,
+           command.counts_as_activity ? UseKind::kExec : UseKind::kUncounted),
       room_(command.max_output_bytes),
       callbacks_(vm_->environment().executor) {}
 
@@ -343,6 +345,7 @@ void VmProcess::Consume(uint8_t channel, size_t bytes) {
 void VmProcess::OnExit(absl::StatusOr<agent::ExitReport> report) {
   std::shared_ptr<agent::GuestProcess> process;
   std::shared_ptr<agent::Client> client;
+  VmUse use;
   const bool vm_ended = !report.ok() && vm_->EndedMeanwhile();
   absl::StatusOr<ExecResult> end = ExecResult();
   {
@@ -358,6 +361,7 @@ void VmProcess::OnExit(absl::StatusOr<agent::ExitReport> report) {
       end = detached_ ? Detached() : vm_->Explain(report.status());
     }
     end_ = std::move(end);
+    use = std::move(use_);
     process.swap(process_);
     client.swap(client_);
     changed_.NotifyAll();
@@ -383,6 +387,22 @@ void VmProcess::TellEnd() {
   std::move(done)(std::move(result));
 }
 
+absl::Status VmProcess::Wake(const agent::CallLimits& limits) {
+  {
+    const base::MutexLock lock(&mutex_);
+    if (end_.has_value()) return absl::OkStatus();
+  }
+  return vm_->Awake(limits);
+}
+
+absl::Status VmProcess::WakeSoon() {
+  {
+    const base::MutexLock lock(&mutex_);
+    if (end_.has_value()) return absl::OkStatus();
+  }
+  return vm_->WakeSoon();
+}
+
 uint64_t VmProcess::id() const {
   const base::MutexLock lock(&mutex_);
   return id_;
@@ -399,6 +419,7 @@ absl::StatusOr<size_t> VmProcess::Write(std::string_view data,
   constexpr auto kLookAgain = std::chrono::milliseconds(2);
   std::span<const uint8_t> left(reinterpret_cast<const uint8_t*>(data.data()),
                                 data.size());
+  CATNAP_RETURN_IF_ERROR(Wake(limits));
   while (!left.empty()) {
     std::shared_ptr<agent::GuestProcess> to;
     std::shared_ptr<agent::Client> client;
@@ -436,6 +457,7 @@ absl::Status VmProcess::CloseStdin() {
     client = client_;
   }
   if (to == nullptr) return absl::OkStatus();
+  CATNAP_RETURN_IF_ERROR(WakeSoon());
   const auto closed = to->Write({}, true);
   // It was closed before.
   if (absl::IsFailedPrecondition(closed.status())) return absl::OkStatus();
@@ -454,6 +476,13 @@ absl::StatusOr<size_t> VmProcess::Read(Stream stream, std::span<char> into,
     changed_.NotifyAll();
   });
   size_t taken = 0;
+  bool waits = false;
+  {
+    const base::MutexLock lock(&mutex_);
+    waits = channels_[index].waiting.empty() && !collects_ && !into.empty();
+  }
+  // Who sleeps writes nothing.
+  if (waits) CATNAP_RETURN_IF_ERROR(Wake(limits));
   {
     const base::MutexLock lock(&mutex_);
     std::string& waiting = channels_[index].waiting;
@@ -487,7 +516,9 @@ absl::Status VmProcess::Signal(int signal) {
     to = process_;
     client = client_;
   }
-  if (to != nullptr) to->Signal(signal);
+  if (to == nullptr) return absl::OkStatus();
+  CATNAP_RETURN_IF_ERROR(WakeSoon());
+  to->Signal(signal);
   return absl::OkStatus();
 }
 
@@ -500,7 +531,9 @@ absl::Status VmProcess::Resize(PtySize size) {
     to = process_;
     client = client_;
   }
-  if (to != nullptr) to->Resize({.rows = size.rows, .columns = size.cols});
+  if (to == nullptr) return absl::OkStatus();
+  CATNAP_RETURN_IF_ERROR(WakeSoon());
+  to->Resize({.rows = size.rows, .columns = size.cols});
   return absl::OkStatus();
 }
 
@@ -525,6 +558,7 @@ absl::StatusOr<ExecResult> VmProcess::Wait(const agent::CallLimits& limits) {
   for (size_t i = 0; i < taken.size(); ++i) {
     if (taken[i] > 0) Consume(ChannelOf(i), taken[i]);
   }
+  CATNAP_RETURN_IF_ERROR(Wake(limits));
   const base::MutexLock lock(&mutex_);
   while (!end_.has_value()) {
     if (!WaitLocked(limits)) return WhyNoMoreLocked(limits);

@@ -81,6 +81,10 @@ class VmProcess : public std::enable_shared_from_this<VmProcess> {
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   std::shared_ptr<agent::GuestProcess> process() const;
 
+  // Wakes the VM for a call on a process that is there.
+  absl::Status Wake(const agent::CallLimits& limits);
+  absl::Status WakeSoon();
+
   const std::shared_ptr<Vm> vm_;
   std::function<void(Stream, std::string_view)> on_output_;  // Or null.
 
@@ -94,6 +98,7 @@ class VmProcess : public std::enable_shared_from_this<VmProcess> {
   uint64_t id_ ABSL_GUARDED_BY(mutex_) = 0;
   bool collects_ ABSL_GUARDED_BY(mutex_);  // All output is for the result.
   bool detached_ ABSL_GUARDED_BY(mutex_) = false;
+  VmUse use_ ABSL_GUARDED_BY(mutex_);  // Until its end.
   std::array<Channel, 2> channels_ ABSL_GUARDED_BY(mutex_);
   uint64_t room_ ABSL_GUARDED_BY(mutex_);  // Left of max_output_bytes.
   std::optional<absl::StatusOr<ExecResult>> end_ ABSL_GUARDED_BY(mutex_);

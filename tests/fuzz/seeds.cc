@@ -683,6 +683,7 @@ int main(int argc, char** argv) {
       {"snapshot_reader_fuzz", catnap::fuzz::SnapshotReaderSeeds()},
       {"state_decoder_fuzz", catnap::fuzz::StateSeeds()},
       {"virtio_driver_fuzz", catnap::fuzz::VirtioDriverSeeds()},
+      {"vm_record_fuzz", catnap::fuzz::VmRecordSeeds()},
       {"vsock_fuzz", catnap::fuzz::VsockSeeds()},
       {"zstd_decompress_fuzz", catnap::fuzz::ZstdSeeds()},
   };

@@ -30,6 +30,7 @@ std::vector<Seed> MachineStateSeeds();
 
 // runtime_seeds.cc
 std::vector<Seed> ImageRecordSeeds();
+std::vector<Seed> VmRecordSeeds();
 
 // snapshot_seeds.cc
 std::vector<Seed> SnapshotIndexSeeds();

@@ -94,7 +94,7 @@ class Sleepers {
     GuestConfig config;
     config.image = image_;
     config.origin = std::move(origin);
-    config.directory = Make(id);
+    config.directory = Make(id + "/live");
     config.vm_id = id;
     config.loop = loop_.get();
     auto guest = factory_->Start(std::move(config));
@@ -104,11 +104,19 @@ class Sleepers {
   }
   // The image gets the memory of this captured guest.
   void GiveMemory(CapturedGuest& captured) {
-    const auto stored = captured.Store(image_->directory, {.durable = false});
+    auto image = std::make_shared<ImageRecord>(*image_);
+    const auto stored = captured.Store(ImageGuest(), {.durable = false});
     INFO(stored.status().ToString());
     REQUIRE(stored.ok());
+    image->has_guest = true;
+    image_ = std::move(image);
+    const absl::Status whole = factory_->Verify(*image_, ImageGuest(), {});
+    INFO(whole.ToString());
+    CHECK(whole.ok());
   }
-  const ImageRecord& image() const { return *image_; }
+  std::filesystem::path ImageGuest() {
+    return Make(std::string("image/") + kImageGuestName);
+  }
 
  private:
   const test::TemporaryDirectory directory_;
@@ -158,8 +166,9 @@ TEST_CASE("A Linux guest sleeps and wakes as if nothing had happened") {
   Sleepers host(/*vcpus=*/2);
   const auto guest = host.Start("one");
   REQUIRE(Sh(*guest, kCount) == "started\n");
-  REQUIRE(Sh(*guest, "echo kept >/etc/file; sync; echo late >>/etc/file; "
-                     "cat /etc/file") == "kept\nlate\n");
+  REQUIRE(Sh(*guest,
+             "echo kept >/etc/file; sync; echo late >>/etc/file; "
+             "cat /etc/file") == "kept\nlate\n");
 
   const StoredSizes first = Sleep(*guest, host.Make("s1"));
   CHECK(first.stored_bytes > 0);
@@ -219,8 +228,7 @@ TEST_CASE("A Linux guest's copies go their own ways") {
   // As an image's memory: its guests start with the program running, sleep by
   // what they changed, and come back.
   host.GiveMemory(**captured);
-  REQUIRE(HasStoredGuest(host.image().directory));
-  origin = {.directory = host.image().directory, .is_copy = true};
+  origin = {.directory = host.ImageGuest(), .captured = {}, .is_copy = true};
   const auto third = host.Start("third", origin);
   CHECK(Sh(*third, "cat /etc/file") == "common\n");
   CHECK(CountOf(*third) > 0);
@@ -234,7 +242,7 @@ TEST_CASE("A Linux guest's copies go their own ways") {
 
   // Another process would find it so.
   Sleep(*third, host.Make("s4"));
-  origin = {.directory = host.Make("s4"), .is_copy = false};
+  origin = {.directory = host.Make("s4"), .captured = {}, .is_copy = false};
   const auto again = host.Start("third-again", origin);
   CHECK(Sh(*again, "cat /etc/file") == "common\nthird\n");
   CHECK(Sh(*again, "hostname") == "third\n");

@@ -23,7 +23,11 @@ class Listener final : public BuildObserver {
   void OnPhase(BuildPhase phase, std::string_view /*detail*/) override {
     phases.push_back(phase);
   }
+  void OnLog(std::string_view line) override {
+    lines += std::string(line) + "\n";
+  }
   std::vector<BuildPhase> phases;
+  std::string lines;
 };
 
 TEST_CASE("Builds make versions, which are found again by another Host") {
@@ -39,9 +43,10 @@ TEST_CASE("Builds make versions, which are found again by another Host") {
   const auto second = Image::Build(host.host(), spec, &listener);
   REQUIRE(second.ok());
   CHECK(second->version() == "2.0");
-  CHECK(listener.phases == std::vector{BuildPhase::kResolving,
-                                       BuildPhase::kAssembling,
-                                       BuildPhase::kPublishing});
+  CHECK(listener.phases ==
+        std::vector{BuildPhase::kResolving, BuildPhase::kAssembling,
+                    BuildPhase::kBooting, BuildPhase::kSnapshotting,
+                    BuildPhase::kPublishing});
   CHECK(host.host().GetImage("test")->version() == "2.0");
   CHECK(host.host().GetImage("test", "1.0")->version() == "1.0");
   CHECK(host.host().GetImage("test", "3.0").status().code() ==
@@ -56,6 +61,95 @@ TEST_CASE("Builds make versions, which are found again by another Host") {
   CHECK(host.host().GetImage("test")->version() == "1.0");
   CHECK(second->Delete().ok());  // Idempotent.
   CHECK(Image().Delete().code() == absl::StatusCode::kFailedPrecondition);
+}
+
+TEST_CASE("An image has its application started, and tells what it wrote") {
+  TestHost host;
+  ImageSpec spec;
+  spec.name = "app";
+  spec.entrypoint = {"sh", "-c", "echo starting; sleep 1000"};
+  spec.ready.command = {"true"};
+  Listener listener;
+  const auto image = host.Build(spec, &listener);
+  INFO(image.status().ToString());
+  REQUIRE(image.ok());
+  CHECK(listener.phases ==
+        std::vector{BuildPhase::kResolving, BuildPhase::kAssembling,
+                    BuildPhase::kBooting, BuildPhase::kStarting,
+                    BuildPhase::kWaitingReady, BuildPhase::kSnapshotting,
+                    BuildPhase::kPublishing});
+  CHECK(listener.lines == "starting\n");
+  const auto path = host.path() / "state/images/app/1.0";
+  CHECK(std::filesystem::exists(path / "guest" / "memory"));
+  CHECK_FALSE(std::filesystem::exists(path / "vm"));
+  CHECK(host.host().ListMicroVMs().empty());
+  const int starts = host.faults().starts;
+  const auto vm = MicroVM::Run(host.host(), *image);
+  REQUIRE(vm.ok());
+  CHECK(host.faults().starts == starts + 1);
+  CHECK(vm->ListProcesses()->size() == 1);
+  CHECK(host.host().Prewarm(*image, 3).ok());
+  CHECK(host.factory().prewarmed() == 3);
+  CHECK(host.host().Prewarm(*image, -1).code() ==
+        absl::StatusCode::kInvalidArgument);
+}
+
+TEST_CASE("A build that fails leaves nothing") {
+  TestHost host;
+  ImageSpec spec;
+  spec.name = "app";
+  spec.entrypoint = {"sh", "-c", "sleep 1000"};
+  auto code = absl::StatusCode::kResourceExhausted;
+  SECTION("no memory") { host.faults().start_fails = true; }
+  SECTION("no disk") { host.faults().store_fails = true; }
+  SECTION("cannot be frozen") {
+    host.faults().suspend_fails = true;
+    code = absl::StatusCode::kFailedPrecondition;
+  }
+  SECTION("too late") {
+    host.faults().delay_ms = 60'000;
+    code = absl::StatusCode::kDeadlineExceeded;
+  }
+  const auto image = host.Build(spec, nullptr, {.timeout = Millis(1500)});
+  CHECK(image.status().code() == code);
+  for (const auto& entry :
+       std::filesystem::directory_iterator(host.path() / "state" / "images")) {
+    CHECK(entry.path().filename() == "test");
+  }
+}
+
+TEST_CASE("GetOrBuild builds a recipe once") {
+  TestHost host;
+  ImageSpec spec;
+  spec.name = "once";
+  std::vector<std::thread> threads;
+  std::vector<std::string> versions(4);
+  for (std::string& version : versions) {
+    threads.emplace_back([&] {
+      const auto image = host.GetOrBuild(spec);
+      version = image.ok() ? image->version() : image.status().ToString();
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  CHECK(versions == std::vector<std::string>(4, "1.0"));
+  // Times do not count, content and options do.
+  const auto file = host.path() / "root" / "etc" / "hostname";
+  std::filesystem::last_write_time(
+      file, std::filesystem::file_time_type::clock::now());
+  CHECK(host.GetOrBuild(spec)->version() == "1.0");
+  std::ofstream(file) << "other\n";
+  CHECK(host.GetOrBuild(spec)->version() == "2.0");
+  std::ofstream(file) << "guest\n";
+  CHECK(host.GetOrBuild(spec)->version() == "1.0");
+  spec.env = {{"A", "b"}};
+  CHECK(host.GetOrBuild(spec)->version() == "3.0");
+  // What Build() makes is another matter.
+  CHECK(host.Build(spec)->version() == "4.0");
+  CHECK(host.GetOrBuild(spec)->version() == "3.0");
+  for (const auto& entry :
+       std::filesystem::directory_iterator(host.path() / "state" / "images")) {
+    CHECK(entry.path().filename().string().front() != '.');
+  }
 }
 
 TEST_CASE("Builds at once get versions of their own") {

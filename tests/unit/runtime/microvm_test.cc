@@ -361,49 +361,54 @@ TEST_CASE("A guest that ends by itself ends its machine, with the reason") {
 }
 
 TEST_CASE("An application is started, waited for, and its end is a reason") {
+  TestHost host;
   ImageSpec spec;
   spec.entrypoint = {"sh", "-c"};
   spec.env = {{"GO", "1"}};
   spec.on_app_exit = OnAppExit::kTerminate;
+  std::string refusal;
   SECTION("that runs on") {
     spec.command = {"sleep 1000"};
     spec.ready.command = {"sh", "-c", "test $GO = 1"};
-    TestHost host(spec);
-    CHECK(host.Run().state() == MicroVMState::kRunning);
+    spec.name = "app";
+    const auto image = host.Build(spec);
+    REQUIRE(image.ok());
+    const auto vm = MicroVM::Run(host.host(), *image);
+    REQUIRE(vm.ok());
+    CHECK(vm->state() == MicroVMState::kRunning);
+    return;
   }
   SECTION("that ends later") {
-    spec.command = {"sleep 0.2; exit 4"};
-    TestHost host(spec);
-    const MicroVM vm = host.Run();
-    CHECK(vm.WaitForState(MicroVMState::kTerminated, 20s).ok());
-    CHECK(vm.termination_reason() == TerminationReason::kAppExited);
-    CHECK_THAT(vm.state_reason(), Catch::Contains("code 4"));
+    spec.command = {"sleep 2; exit 4"};
+    spec.name = "app";
+    const auto image = host.Build(spec);
+    REQUIRE(image.ok());
+    const auto vm = MicroVM::Run(host.host(), *image);
+    REQUIRE(vm.ok());
+    CHECK(vm->WaitForState(MicroVMState::kTerminated, 20s).ok());
+    CHECK(vm->termination_reason() == TerminationReason::kAppExited);
+    CHECK_THAT(vm->state_reason(), Catch::Contains("code 4"));
+    return;
   }
   SECTION("that ends before it is ready") {
     spec.command = {"exit 5"};
     spec.ready.command = {"false"};
-    TestHost host(spec);
-    const auto vm = MicroVM::Run(host.host(), host.image());
-    CHECK(vm.status().code() == absl::StatusCode::kFailedPrecondition);
-    CHECK_THAT(vm.status().ToString(), Catch::Contains("code 5"));
-    CHECK(host.host().ListMicroVMs().empty());
+    refusal = "code 5";
   }
   SECTION("that is never ready") {
     spec.command = {"sleep 1000"};
     spec.ready.port = 1;
     spec.ready.timeout = 100ms;
-    TestHost host(spec);
-    const auto vm = MicroVM::Run(host.host(), host.image());
-    CHECK(vm.status().code() == absl::StatusCode::kFailedPrecondition);
-    CHECK_THAT(vm.status().ToString(), Catch::Contains("ready.timeout"));
+    refusal = "ready.timeout";
   }
   SECTION("that does not exist") {
     spec.entrypoint = {"/no/such/program"};
-    TestHost host(spec);
-    const auto vm = MicroVM::Run(host.host(), host.image());
-    CHECK(vm.status().code() == absl::StatusCode::kFailedPrecondition);
-    CHECK_THAT(vm.status().ToString(), Catch::Contains("/no/such/program"));
+    refusal = "/no/such/program";
   }
+  spec.name = "app";
+  const auto image = host.Build(spec);
+  CHECK(image.status().code() == absl::StatusCode::kFailedPrecondition);
+  CHECK_THAT(image.status().ToString(), Catch::Contains(refusal));
 }
 
 // Keeps what it is given.
@@ -426,7 +431,8 @@ class Lines final : public LogSink {
 
 TEST_CASE("What the application writes comes as log lines") {
   ImageSpec spec;
-  spec.entrypoint = {"sh", "-c", "echo one; echo two >&2; printf three"};
+  spec.entrypoint = {"sh", "-c",
+                     "sleep 2; echo one; echo two >&2; printf three"};
   spec.on_app_exit = OnAppExit::kTerminate;
   TestHost host(spec);
   const auto lines = std::make_shared<Lines>();
