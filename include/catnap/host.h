@@ -62,11 +62,11 @@ struct HostOptions {
   // An ELF vmlinux or a bzImage that has the drivers of our guest kernel built
   // in. Empty: the guest kernel installed with the library.
   std::filesystem::path kernel{};
-  // The two quotas and compression_level are UNIMPLEMENTED when set, in this
-  // version.
+  // The two quotas are UNIMPLEMENTED when set, in this version.
   uint64_t memory_quota_bytes = 0;
   uint64_t storage_quota_bytes = 0;
   int io_threads = 0;  // Event loops, 1 to 64; 0: min(2, CPUs).
+  // Of what is stored of guests' memory: zstd, -7 (fast) to 19 (small).
   int compression_level = 1;
   // Real-time signal for vCPU kicks, which the library blocks in its vCPU
   // threads only; 0: SIGRTMIN + 6.

@@ -5,42 +5,18 @@
 #include <array>
 #include <catch2/catch.hpp>
 #include <chrono>
-#include <cstdlib>
 #include <filesystem>
 #include <memory>
 #include <string>
 
 #include "catnap/catnap.h"
+#include "linux/busybox_root.h"
 #include "support/temporary_directory.h"
 
 namespace catnap {
 namespace {
 
 using namespace std::chrono_literals;
-
-// busybox and nothing else: the smallest system that is of use.
-std::filesystem::path MakeRoot(const std::filesystem::path& directory) {
-  const auto root = directory / "root";
-  for (const char* name : {"bin", "etc", "tmp", "proc", "sys", "dev", "run"}) {
-    std::filesystem::create_directories(root / name);
-  }
-  std::filesystem::copy("/bin/busybox", root / "bin" / "busybox");
-  for (const char* name : {"sh", "cat", "nc", "httpd", "sleep", "sync", "wc",
-                           "echo", "poweroff", "dd"}) {
-    std::filesystem::create_symlink("busybox", root / "bin" / name);
-  }
-  return root;
-}
-
-// Where files can have holes.
-std::filesystem::path RoomForFiles(const test::TemporaryDirectory& directory) {
-  // NOLINTNEXTLINE(concurrency-mt-unsafe)
-  if (std::getenv("CATNAP_EMULATED_HOST") == nullptr) return directory.path();
-  std::filesystem::path room = "/scratch/ext4/catnap-microvm-test";
-  std::filesystem::remove_all(room);
-  std::filesystem::create_directories(room);
-  return room;
-}
 
 Command Shell(const std::string& script) {
   Command command;
@@ -59,11 +35,12 @@ class Greeter final : public GuestService {
 
 TEST_CASE("A MicroVM of a directory is used like a machine") {
   const test::TemporaryDirectory directory;
-  const auto room = RoomForFiles(directory);
+  const auto room = test::RoomForFiles(directory, "catnap-microvm-test");
   auto host = Host::Open({.state_dir = room / "state"});
   INFO(host.status().ToString());
   REQUIRE(host.ok());
-  ImageSpec spec = ImageSpec::FromDirectory("busybox", MakeRoot(room));
+  ImageSpec spec =
+      ImageSpec::FromDirectory("busybox", test::MakeBusyboxRoot(room));
   spec.memory_bytes = uint64_t{256} << 20;
   spec.disk_bytes = uint64_t{1} << 30;
   spec.entrypoint = {"/bin/httpd", "-f", "-p", "8080", "-h", "/etc"};
@@ -123,10 +100,11 @@ TEST_CASE("A MicroVM of a directory is used like a machine") {
 
 TEST_CASE("A guest that switches itself off or ends its application is over") {
   const test::TemporaryDirectory directory;
-  const auto room = RoomForFiles(directory);
+  const auto room = test::RoomForFiles(directory, "catnap-microvm-test");
   auto host = Host::Open({.state_dir = room / "state"});
   REQUIRE(host.ok());
-  ImageSpec spec = ImageSpec::FromDirectory("busybox", MakeRoot(room));
+  ImageSpec spec =
+      ImageSpec::FromDirectory("busybox", test::MakeBusyboxRoot(room));
   spec.memory_bytes = uint64_t{128} << 20;
   spec.disk_bytes = uint64_t{1} << 30;
   spec.entrypoint = {"/bin/sleep", "2"};

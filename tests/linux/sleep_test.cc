@@ -14,6 +14,7 @@
 #include "base/clock.h"
 #include "base/random.h"
 #include "io/event_loop.h"
+#include "linux/busybox_root.h"
 #include "runtime/image_record.h"
 #include "runtime/machine_guest.h"
 #include "runtime/root_disk.h"
@@ -29,32 +30,11 @@ using namespace std::chrono_literals;
 
 constexpr uint64_t kDiskBytes = uint64_t{1} << 30;
 
-std::filesystem::path MakeRoot(const std::filesystem::path& directory) {
-  const auto root = directory / "root";
-  for (const char* name : {"bin", "etc", "tmp", "proc", "sys", "dev", "run"}) {
-    std::filesystem::create_directories(root / name);
-  }
-  std::filesystem::copy("/bin/busybox", root / "bin" / "busybox");
-  for (const char* name : {"sh", "cat", "sleep", "sync", "echo", "hostname",
-                           "dd", "md5sum", "dmesg", "uptime", "date"}) {
-    std::filesystem::create_symlink("busybox", root / "bin" / name);
-  }
-  return root;
-}
-
-std::filesystem::path RoomForFiles(const test::TemporaryDirectory& directory) {
-  // NOLINTNEXTLINE(concurrency-mt-unsafe)
-  if (std::getenv("CATNAP_EMULATED_HOST") == nullptr) return directory.path();
-  std::filesystem::path room = "/scratch/ext4/catnap-sleep-test";
-  std::filesystem::remove_all(room);
-  std::filesystem::create_directories(room);
-  return room;
-}
-
 // What a Host has for its guests.
 class Sleepers {
  public:
-  explicit Sleepers(uint32_t vcpus = 1) : room_(RoomForFiles(directory_)) {
+  explicit Sleepers(uint32_t vcpus = 1)
+      : room_(test::RoomForFiles(directory_, "catnap-sleep-test")) {
     auto loop = io::EventLoop::Create({});
     REQUIRE(loop.ok());
     loop_ = *std::move(loop);
@@ -71,9 +51,10 @@ class Sleepers {
     const auto id = base::RandomBytes<16>();
     REQUIRE(id.ok());
     image->disk_id = *id;
-    const absl::Status built = BuildRootDisk(
-        {.kind = RootSource::Kind::kDirectory, .path = MakeRoot(room_)},
-        image->directory / kRootDiskName, kDiskBytes, {}, {});
+    const absl::Status built =
+        BuildRootDisk({.kind = RootSource::Kind::kDirectory,
+                       .path = test::MakeBusyboxRoot(room_)},
+                      image->directory / kRootDiskName, kDiskBytes, {}, {});
     INFO(built.ToString());
     REQUIRE(built.ok());
     image_ = std::move(image);
@@ -169,6 +150,8 @@ TEST_CASE("A Linux guest sleeps and wakes as if nothing had happened") {
   REQUIRE(Sh(*guest,
              "echo kept >/etc/file; sync; echo late >>/etc/file; "
              "cat /etc/file") == "kept\nlate\n");
+
+  Sh(*guest, "dmesg -c >/dev/null");  // Of the boot.
 
   const StoredSizes first = Sleep(*guest, host.Make("s1"));
   CHECK(first.stored_bytes > 0);
