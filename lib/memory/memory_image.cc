@@ -42,7 +42,7 @@ absl::StatusOr<uint64_t> Seek(const MemoryFile& file, uint64_t offset,
 }
 
 // What Overlay() makes extents of: pieces in a list, so that the smallest can
-// be joined with its neighbours. Index kNone is "no neighbour".
+// be joined with its neighbours.
 class Pieces {
  public:
   static constexpr uint32_t kOverlay = Extent::kZero - 1;
@@ -112,7 +112,6 @@ class Pieces {
   const std::vector<Extent>& extents() const { return extents_; }
 
  private:
-  static constexpr size_t kNone = SIZE_MAX;
 
   struct Candidate {
     uint64_t length = 0;

@@ -107,12 +107,15 @@ TEST_CASE("A guest that switches itself off or ends its application is over") {
       ImageSpec::FromDirectory("busybox", test::MakeBusyboxRoot(room));
   spec.memory_bytes = uint64_t{128} << 20;
   spec.disk_bytes = uint64_t{1} << 30;
-  spec.entrypoint = {"/bin/sleep", "2"};
+  spec.entrypoint = {"/bin/sh", "-c",
+                     "while ! [ -e /tmp/end ]; do sleep 0.2; done"};
   const auto image = Image::Build(**host, spec);
+  INFO(image.status().ToString());
   REQUIRE(image.ok());
   auto vm = MicroVM::Run(**host, *image);
   INFO(vm.status().ToString());
   REQUIRE(vm.ok());
+  REQUIRE(vm->WriteFile("/tmp/end", "").ok());
   CHECK(vm->WaitForState(MicroVMState::kTerminated, 60s).ok());
   CHECK(vm->termination_reason() == TerminationReason::kAppExited);
   const auto late = vm->Exec(Shell("true"));
