@@ -66,4 +66,27 @@ bool Flows::AllowsIn(const Policy& policy, const Peer& peer,
   return policy.AllowsAddress(peer) || AllowsNamed(policy, peer, known, now);
 }
 
+Flows::Start Flows::Connect(const Peer& peer, uint16_t guest_port,
+                            TimePoint now) {
+  const FlowKey key{.peer = peer, .guest_port = guest_port};
+  const auto at = connecting_.find(key);
+  if (at != connecting_.end()) {
+    if (now - at->second < kConnectTime) return Start::kRepeated;
+    at->second = now;
+    return Start::kNew;
+  }
+  if (connecting_.size() >= kMaxConnecting) {
+    std::erase_if(connecting_, [now](const auto& entry) {
+      return now - entry.second >= kConnectTime;
+    });
+    if (connecting_.size() >= kMaxConnecting) return Start::kTooMany;
+  }
+  connecting_.emplace(key, now);
+  return Start::kNew;
+}
+
+void Flows::OnAnswered(const Peer& peer, uint16_t guest_port) {
+  connecting_.erase({.peer = peer, .guest_port = guest_port});
+}
+
 }  // namespace catnap::net

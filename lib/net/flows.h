@@ -4,6 +4,7 @@
 #include <chrono>
 #include <cstdint>
 #include <string>
+#include <unordered_map>
 #include <vector>
 
 #include "net/address.h"
@@ -47,6 +48,18 @@ class Flows {
   bool AllowsIn(const Policy& policy, const Peer& peer, uint16_t guest_port,
                 TimePoint now);
 
+  // The guest asks for a TCP connection. kRepeated: it has before, and nothing
+  // has come back for kConnectTime since; kTooMany: that is so of
+  // kMaxConnecting others.
+  enum class Start { kNew, kRepeated, kTooMany };
+  static constexpr size_t kMaxConnecting = 1024;
+  static constexpr auto kConnectTime = std::chrono::seconds(10);
+  Start Connect(const Peer& peer, uint16_t guest_port, TimePoint now);
+  // The peer answered, whatever it said.
+  void OnAnswered(const Peer& peer, uint16_t guest_port);
+  // Nobody is there any more who could answer.
+  void ForgetConnecting() { connecting_.clear(); }
+
  private:
   struct Name {
     std::string name;
@@ -77,6 +90,8 @@ class Flows {
 
   LruMap<IpAddress, std::vector<Name>, IpAddressHash> addresses_;
   LruMap<FlowKey, TimePoint, FlowHash> flows_;  // When last used.
+  // Since when an answer is waited for.
+  std::unordered_map<FlowKey, TimePoint, FlowHash> connecting_;
 };
 
 }  // namespace catnap::net

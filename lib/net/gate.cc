@@ -168,8 +168,25 @@ Refusal Gate::CheckFromGuest(const Frame& frame, std::span<const uint8_t> bytes,
   if (!flows_.AllowsOut(*policy_, peer, frame.from_port, starts, now)) {
     return Refusal::kPolicy;
   }
+  // The helper of Debian 12 (passt 0.0~git20230309) runs in a circle for ever
+  // when it finds a connection's first frame twice in what it reads at once,
+  // which a guest can see to, and sees to unwittingly while the helper starts.
+  // It needs no second one: its own kernel repeats what gets lost.
+  if (starts && !is_bridged()) {
+    switch (flows_.Connect(peer, frame.from_port, now)) {
+      case Flows::Start::kNew:
+        break;
+      case Flows::Start::kRepeated:
+        return Refusal::kNone;
+      case Flows::Start::kTooMany:
+        return Refusal::kQueueFull;
+    }
+  }
   // Behind the packet there may be padding, or anything else.
-  return Leave(bytes.first(kEthernetHeaderBytes + frame.packet.size()));
+  const Refusal lost =
+      Leave(bytes.first(kEthernetHeaderBytes + frame.packet.size()));
+  if (lost != Refusal::kNone) flows_.OnAnswered(peer, frame.from_port);
+  return lost;
 }
 
 Refusal Gate::Leave(std::span<const uint8_t> bytes) {
@@ -361,9 +378,11 @@ Refusal Gate::CheckFromOutside(const Frame& frame, TimePoint now) {
   const Peer peer{.address = frame.from,
                   .transport = tcp ? Transport::kTcp : Transport::kUdp,
                   .port = frame.from_port};
-  return flows_.AllowsIn(*policy_, peer, frame.to_port, now)
-             ? Refusal::kNone
-             : Refusal::kUninvited;
+  if (!flows_.AllowsIn(*policy_, peer, frame.to_port, now)) {
+    return Refusal::kUninvited;
+  }
+  if (tcp) flows_.OnAnswered(peer, frame.to_port);
+  return Refusal::kNone;
 }
 
 Refusal Gate::CheckArpFromOutside(const Frame& frame) const {

@@ -93,6 +93,9 @@ class Gate {
   void OnAnswer(uint64_t token, std::span<const uint8_t> message,
                 const DnsAnswer& answer, TimePoint now);
 
+  // Another outside takes the place of the one before, which answers no more.
+  void OnOutsideChanged() { flows_.ForgetConnecting(); }
+
   const GateStats& stats() const { return stats_; }
   // Frames that were lost behind the gate.
   void CountLost(Refusal refusal, bool out);

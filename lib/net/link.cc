@@ -242,6 +242,7 @@ void Link::UsePortLocked(std::unique_ptr<WirePort> port) {
 }
 
 void Link::LosePendingLocked(Refusal why) {
+  gate_.OnOutsideChanged();
   for (size_t i = 0; i < to_helper_.size(); ++i) {
     gate_.CountLost(why, /*out=*/true);
   }

@@ -32,7 +32,7 @@ void WriteAtRandom(GuestMemory& memory, std::mt19937& random, uint64_t count) {
 
 TEST_CASE("An image captured from a guest is what the guest holds") {
   const bool prepare = GENERATE(false, true);
-  const size_t bound = GENERATE(8, 128, 1024);
+  const size_t bound = GENERATE(8U, 128U, 1024U);
   const auto backend =
       GENERATE(PageMapBackend::kBest, PageMapBackend::kPagemap);
   const int threads = GENERATE(1, 2);

@@ -191,7 +191,7 @@ TEST_CASE("Overlay rejects ranges, options and files that do not fit") {
 
 TEST_CASE("Chains of overlays keep the content and the bound") {
   const auto seed = GENERATE(range(0u, 12u));
-  const size_t bound = GENERATE(1, 2, 7, 64, 1024);
+  const size_t bound = GENERATE(1U, 2U, 7U, 64U, 1024U);
   std::mt19937 random(seed * 8191u + static_cast<unsigned>(bound));
   auto image = Must(MemoryImage::Zero(kSize));
   std::vector<uint8_t> content(kSize);
@@ -269,7 +269,7 @@ TEST_CASE("Sets of pages unite and subtract like sets") {
 TEST_CASE("IsZero sees a single byte wherever it is") {
   std::vector<uint8_t> page(kPage);
   CHECK(IsZero(page));
-  const size_t at = GENERATE(0, 1, 15, 16, 17, 2048, 4095);
+  const size_t at = GENERATE(0U, 1U, 15U, 16U, 17U, 2048U, 4095U);
   page[at] = 1;
   CHECK_FALSE(IsZero(page));
 }

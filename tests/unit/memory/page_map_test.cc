@@ -134,7 +134,7 @@ TEST_CASE("OwnPages of more runs than one scan returns") {
 
 TEST_CASE("DropUnchanged drops zeros over zeros and keeps zeros over data") {
   const auto memory = NewGuest(HalfImage());
-  for (const uint64_t page : {3, 1024, 1025, 1026}) Put(*memory, page, 9);
+  for (const uint64_t page : {3U, 1024U, 1025U, 1026U}) Put(*memory, page, 9);
   for (uint64_t i = 0; i < kPage; ++i) memory->host_base()[3 * kPage + i] = 0;
   Put(*memory, 1025, 0);
   const std::vector<PageRange> own{Pages(3, 1), Pages(1024, 3)};

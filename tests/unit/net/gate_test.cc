@@ -446,5 +446,33 @@ TEST_CASE("Frames longer than the link's MTU are refused both ways") {
       link.Enters(UdpFrame(ToGuest(kPublic), 9, kGuestPort, most + "x")));
 }
 
+TEST_CASE("A connection's first frame leaves once until somebody answers") {
+  Link link({.mode = PolicyMode::kUnrestricted});
+  const auto syn = [](uint16_t port) {
+    return TcpFrame(FromGuest(kPublic), port, 80, kTcpSyn);
+  };
+  CHECK(link.Leaves(syn(kGuestPort)));
+  CHECK_FALSE(link.Leaves(syn(kGuestPort)));
+  CHECK(link.Leaves(syn(kGuestPort + 1)));  // Another connection.
+  // An answer, or the time after which the helper has given up, opens it.
+  CHECK(link.Enters(
+      TcpFrame(ToGuest(kPublic), 80, kGuestPort, kTcpSyn | kTcpAck)));
+  CHECK(link.Leaves(syn(kGuestPort)));
+  CHECK_FALSE(link.Leaves(syn(kGuestPort)));
+  link.now += Flows::kConnectTime;
+  CHECK(link.Leaves(syn(kGuestPort)));
+  link.gate.OnOutsideChanged();
+  CHECK(link.Leaves(syn(kGuestPort)));
+
+  // Who asks for very many at once waits; those that were asked for go on.
+  for (size_t i = 0; i < Flows::kMaxConnecting; ++i) {
+    link.Leaves(syn(static_cast<uint16_t>(10'000 + i)));
+  }
+  CHECK_FALSE(link.Leaves(syn(9'000)));
+  CHECK(link.Refused(Refusal::kQueueFull) >= 1);
+  link.now += Flows::kConnectTime;
+  CHECK(link.Leaves(syn(9'000)));
+}
+
 }  // namespace
 }  // namespace catnap::net

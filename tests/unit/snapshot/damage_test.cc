@@ -233,7 +233,7 @@ TEST_CASE("A full disk is RESOURCE_EXHAUSTED") {
   for (size_t page = 0; page < 2000; ++page) guest.Fill(page, Filling::kNoise);
   const auto changed = guest.changed();
   // Before anything is written, in the first and in a later buffer.
-  const rlim_t limit = GENERATE(0, 100'000, 3'000'000);
+  const rlim_t limit = GENERATE(0U, 100'000U, 3'000'000U);
   const bool plain = GENERATE(false, true);
   const test::TemporaryDirectory directory;
   absl::Status status;

@@ -134,7 +134,7 @@ TEST_CASE("Pages that are the parent's are not stored") {
 }
 
 TEST_CASE("Generations share files until they are compacted") {
-  const uint64_t seed = GENERATE(range(1, 9));
+  const uint64_t seed = GENERATE(range(1U, 9U));
   CAPTURE(seed);
   const test::TemporaryDirectory directory;
   const auto pool = MakePool();
