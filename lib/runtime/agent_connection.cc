@@ -240,6 +240,8 @@ void AgentConnection::Detach() {
     const base::MutexLock lock(&shared_->mutex);
     sockets.swap(shared_->sockets);
   }
+  // The device's end is not the end of the streams.
+  if (sockets != nullptr) sockets->LetGoOfStreams();
   // May be the last to have the machine: goes with no lock held.
 }
 

@@ -86,7 +86,7 @@ absl::Status Vm::Prepare() {
     if (const auto vm = self.lock()) vm->OnTraffic();
   };
   activity_ = std::make_shared<VmActivity>(
-      environment_.clock, std::make_shared<Traffic>(environment_.clock, on_use),
+      std::make_shared<Traffic>(environment_.clock, on_use),
       std::make_shared<Traffic>(environment_.clock, on_use));
   CATNAP_ASSIGN_OR_RETURN(auto services, MakeServices());
   {

@@ -32,29 +32,27 @@ bool Counts(const ActivitySources& sources, UseKind kind) {
 
 }  // namespace
 
-VmActivity::VmActivity(base::Clock* clock, std::shared_ptr<Traffic> forwards,
+VmActivity::VmActivity(std::shared_ptr<Traffic> forwards,
                        std::shared_ptr<Traffic> services)
-    : clock_(clock),
-      forwards_(std::move(forwards)),
-      services_(std::move(services)) {}
+    : forwards_(std::move(forwards)), services_(std::move(services)) {}
 
 void VmActivity::Begin(UseKind kind) {
   const base::MutexLock lock(&mutex_);
   Uses& uses = uses_[IndexOf(kind)];
   ++uses.now;
-  uses.last = clock_->Now();
+  uses.last = std::chrono::steady_clock::now();
 }
 
 void VmActivity::End(UseKind kind) {
   const base::MutexLock lock(&mutex_);
   Uses& uses = uses_[IndexOf(kind)];
   --uses.now;
-  uses.last = clock_->Now();
+  uses.last = std::chrono::steady_clock::now();
 }
 
 void VmActivity::Note(UseKind kind) {
   const base::MutexLock lock(&mutex_);
-  uses_[IndexOf(kind)].last = clock_->Now();
+  uses_[IndexOf(kind)].last = std::chrono::steady_clock::now();
 }
 
 std::optional<VmActivity::Time> VmActivity::IdleSince(

@@ -8,7 +8,6 @@
 #include <optional>
 
 #include "absl/base/thread_annotations.h"
-#include "base/clock.h"
 #include "base/mutex.h"
 #include "catnap/run_options.h"
 #include "runtime/traffic.h"
@@ -33,8 +32,7 @@ class VmActivity {
  public:
   using Time = std::chrono::steady_clock::time_point;
 
-  // `clock` must outlive this.
-  VmActivity(base::Clock* clock, std::shared_ptr<Traffic> forwards,
+  VmActivity(std::shared_ptr<Traffic> forwards,
              std::shared_ptr<Traffic> services);
 
   // A use that lasts until its End().
@@ -58,7 +56,6 @@ class VmActivity {
     Time last{};
   };
 
-  base::Clock* const clock_;  // Not owned.
   const std::shared_ptr<Traffic> forwards_;
   const std::shared_ptr<Traffic> services_;
   mutable base::Mutex mutex_;

@@ -115,6 +115,11 @@ class Vsock final : public VirtioDevice {
   std::vector<VsockStreamId> LoadedStreams() const;
   absl::Status Adopt(VsockStreamId id, std::shared_ptr<VsockHandler> handler);
 
+  // The handlers of all streams hear nothing more and are let go, and nothing
+  // is accepted any more; the guest is told nothing. For a device that was
+  // saved, and whose streams go on in another one.
+  void LetGoOfStreams();
+
   size_t stream_count() const;
 
  private:

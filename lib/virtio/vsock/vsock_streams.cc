@@ -369,4 +369,14 @@ size_t Vsock::stream_count() const {
   return streams_.size();
 }
 
+void Vsock::LetGoOfStreams() {
+  // Destroyed with the mutex free: that may call us.
+  std::vector<std::shared_ptr<VsockHandler>> handlers;
+  std::unordered_map<uint32_t, std::shared_ptr<const Acceptor>> acceptors;
+  const base::MutexLock lock(&mutex_);
+  acceptors.swap(acceptors_);
+  handlers.reserve(streams_.size());
+  for (auto& [key, stream] : streams_) handlers.push_back(LetGoLocked(stream));
+}
+
 }  // namespace catnap::virtio
