@@ -30,7 +30,7 @@ constexpr uint64_t kDiskBytes = uint64_t{512} << 20;
 
 [[noreturn]] void Die(const absl::Status& status) {
   fmt::print(stderr, "bench_disk: {}\n", status.ToString());
-  std::exit(1);
+  std::_Exit(1);  // Threads run.
 }
 
 template <typename T>

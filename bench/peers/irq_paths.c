@@ -80,7 +80,7 @@ static int SetState(struct irq_guest* guest) {
   const uint32_t enabled = 0x1ff;
   memcpy(memory + kCode, code, sizeof(code));
   memcpy(memory + kHandler, handler, sizeof(handler));
-  memcpy(memory + 4 * kVector, &entry, sizeof(entry));
+  memcpy(memory + (size_t)4 * kVector, &entry, sizeof(entry));
   if (ioctl(guest->vcpu, KVM_GET_SREGS, &sregs) != 0) return -errno;
   sregs.cs.base = 0;
   sregs.cs.selector = 0;

@@ -36,8 +36,8 @@ static int64_t now(clockid_t clock) {
 }
 
 static void fail(const char* what) {
-  printf("%s: %s\n", what, strerror(errno));
-  exit(1);
+  printf("%s: %s\n", what, strerrorname_np(errno));
+  exit(1);  // NOLINT(concurrency-mt-unsafe): the only thread.
 }
 
 static const char* map_generation(void) {
@@ -62,7 +62,7 @@ static void watch_clock(void) {
     const int64_t after = now(CLOCK_MONOTONIC);
     const int64_t offset = wall - before;
     if (before - last > 500000000) paused = 1;
-    last = before;  /* So that a pause from here on counts for the next. */
+    last = before; /* So that a pause from here on counts for the next. */
     /* On which side of a pause the wall clock was read nobody knows. */
     if (after - before > 5000000) continue;
     if (paused) {
@@ -107,7 +107,7 @@ static void start_waiter(const char* label, int fd) {
   char byte;
   const ssize_t got = recv(fd, &byte, 1, 0);
   printf("%s %s\n", label, got < 0 ? strerrorname_np(errno) : "data");
-  exit(0);
+  exit(0);  // NOLINT(concurrency-mt-unsafe): the only thread.
 }
 
 /* Established with somebody who is not there, as after a restore. */
