@@ -14,7 +14,7 @@
 #include "catnap/errors.h"
 #include "io/file.h"
 #include "runtime/completion.h"
-#include "runtime/machine_guest.h"
+#include "runtime/machine_factory.h"
 #include "runtime/options.h"
 
 namespace catnap::runtime {

@@ -1,3 +1,5 @@
+#include "runtime/machine_factory.h"
+
 #include <fcntl.h>
 #include <unistd.h>
 
@@ -13,7 +15,6 @@
 #include "io/file.h"
 #include "runtime/machine_guest.h"
 #include "runtime/running_machine.h"
-#include "runtime/sleeping_guest.h"
 #include "snapshot/reader.h"
 #include "vmm/host_check.h"
 

@@ -1,4 +1,4 @@
-#include "runtime/sleeping_guest.h"
+#include "runtime/machine_guest.h"
 
 #include <system_error>
 #include <utility>

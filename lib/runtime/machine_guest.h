@@ -1,81 +1,138 @@
 #ifndef CATNAP_LIB_RUNTIME_MACHINE_GUEST_H_
 #define CATNAP_LIB_RUNTIME_MACHINE_GUEST_H_
 
+#include <cstdint>
 #include <filesystem>
-#include <list>
 #include <memory>
-#include <utility>
+#include <string>
 
 #include "absl/base/thread_annotations.h"
-#include "base/clock.h"
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "base/mutex.h"
+#include "runtime/agent_connection.h"
 #include "runtime/guest.h"
-#include "snapshot/worker_pool.h"
+#include "runtime/running_machine.h"
 #include "vmm/guest_template.h"
-#include "vmm/shell_pool.h"
 
 namespace catnap::runtime {
 
-struct MachineMeans;
+// Makes the guest's disk the one that a stored guest's directory `from` has,
+// whatever it was: links to the same layers.
+// Errors: as disk::ReadChain(), LinkChain().
+absl::Status TakeDisk(const std::filesystem::path& from,
+                      const GuestConfig& config);
 
-// The kernel that guests boot, and the initramfs that holds the agent.
-struct GuestFiles {
-  std::filesystem::path kernel;
-  std::filesystem::path initramfs;
-};
-
-// Finds them: `kernel` if it is not empty, else where the environment variable
-// CATNAP_GUEST_DIR says, where they were installed, or where they were built.
-// Errors: FAILED_PRECONDITION, telling what to install; NOT_FOUND, `kernel`.
-absl::StatusOr<GuestFiles> FindGuestFiles(const std::filesystem::path& kernel);
-
-// Guests that are virtual machines.
-class MachineFactory final : public GuestFactory {
+// A guest in memory: its machine's template, and its disk's frozen layers in a
+// directory of their own, which goes with this.
+class CapturedMachine final : public CapturedGuest {
  public:
-  struct Options {
-    std::filesystem::path kernel;  // HostOptions::kernel.
-    int kick_signal = 0;
-    int compression_level = 1;
-    base::Clock* clock = nullptr;  // Borrowed.
-  };
-  explicit MachineFactory(Options options);
-  // Waits until every client that its guests handed out has been let go, and
-  // destroys their machines. REQUIRES: all guests were destroyed.
-  ~MachineFactory() override;
+  CapturedMachine(std::shared_ptr<const vmm::GuestTemplate> guest_template,
+                  std::filesystem::path disk_directory,
+                  std::shared_ptr<const ImageRecord> image, io::EventLoop* loop,
+                  const MachineMeans& means)
+      : template_(std::move(guest_template)),
+        disk_directory_(std::move(disk_directory)),
+        image_(std::move(image)),
+        loop_(loop),
+        means_(means) {}
+  ~CapturedMachine() override;
+  CapturedMachine(const CapturedMachine&) = delete;
+  CapturedMachine& operator=(const CapturedMachine&) = delete;
 
-  // The first call looks whether KVM runs Linux here, tens of milliseconds.
-  // Errors: FAILED_PRECONDITION as Host::Probe().usable; as FindGuestFiles(),
-  // Machine::CreateShell() and Launch(); of the disks and of what is stored.
-  absl::StatusOr<std::unique_ptr<Guest>> Start(GuestConfig config) override;
-  absl::Status Prewarm(const ImageRecord& image, int count) override;
-  absl::StatusOr<std::string> Identity() override;
-  absl::Status Verify(const ImageRecord& image,
-                      const std::filesystem::path& directory,
-                      const agent::CallLimits& limits) override;
+  uint64_t own_bytes() const override { return template_->own_bytes(); }
+  absl::StatusOr<StoredSizes> Store(const std::filesystem::path& directory,
+                                    const StoreOptions& options) override;
 
-  // How many machines there are, shared with them.
-  struct Outstanding;
+  const std::shared_ptr<const vmm::GuestTemplate>& guest_template() const {
+    return template_;
+  }
+  const std::filesystem::path& disk_directory() const {
+    return disk_directory_;
+  }
 
  private:
-  using Template = std::shared_ptr<const vmm::GuestTemplate>;
+  const std::shared_ptr<const vmm::GuestTemplate> template_;
+  const std::filesystem::path disk_directory_;
+  const std::shared_ptr<const ImageRecord> image_;
+  io::EventLoop* const loop_;  // Not owned; used by Store().
+  const MachineMeans means_;
+};
 
-  absl::StatusOr<MachineMeans> Means() ABSL_LOCKS_EXCLUDED(mutex_);
-  absl::StatusOr<snapshot::WorkerPool*> Workers() ABSL_LOCKS_EXCLUDED(mutex_);
-  // The memory that an image's guests share, read when it is first wanted; null
-  // when the image has none. Blocks.
-  absl::StatusOr<Template> TemplateOf(const ImageRecord& image,
-                                      const MachineMeans& means);
+// A guest that is a virtual machine while it is awake, and a connection that
+// waits while it sleeps.
+class MachineGuest final : public Guest {
+ public:
+  // Boots it, or brings `origin` to life, of the image whose memory is `image`.
+  static absl::StatusOr<std::unique_ptr<Guest>> Start(
+      const MachineMeans& means, GuestConfig config,
+      std::shared_ptr<const vmm::GuestTemplate> image,
+      std::shared_ptr<const vmm::GuestTemplate> origin);
+  ~MachineGuest() override { Stop(); }
 
-  const Options options_;
-  const std::shared_ptr<Outstanding> outstanding_;
-  base::Mutex mutex_;
-  // Made when the first guest is wanted.
-  std::unique_ptr<vmm::ShellPool> shells_ ABSL_GUARDED_BY(mutex_);
-  std::unique_ptr<snapshot::WorkerPool> workers_ ABSL_GUARDED_BY(mutex_);
-  base::Mutex templates_mutex_;
-  // Those used last in front.
-  std::list<std::pair<std::filesystem::path, Template>> templates_
-      ABSL_GUARDED_BY(templates_mutex_);
+  absl::StatusOr<std::shared_ptr<agent::Client>> WaitForClient(
+      std::chrono::steady_clock::time_point deadline,
+      const std::function<bool()>& give_up) override {
+    return connection_->WaitForClient(deadline, give_up);
+  }
+  void Wake() override { connection_->Wake(); }
+  void Stop() override;
+  std::string ConsoleTail() const override;
+  double VcpuSeconds() const override;
+  uint64_t StoredBytes() const override;
+  std::string WaitsFor() const override;
+  uint64_t OutboundFrames() const override;
+  absl::Status SetEgress(const NetworkPolicy& policy) override;
+  absl::StatusOr<StoredSizes> Suspend(const std::filesystem::path& directory,
+                                      const StoreOptions& options) override;
+  absl::Status Resume(const std::filesystem::path& directory,
+                      const agent::CallLimits& limits) override;
+  absl::StatusOr<std::shared_ptr<CapturedGuest>> Capture(
+      const agent::CallLimits& limits) override;
+
+ private:
+  using Running = std::shared_ptr<RunningMachine>;
+
+  MachineGuest(const MachineMeans& means, GuestConfig config,
+               std::shared_ptr<const vmm::GuestTemplate> image);
+
+  // Null while it sleeps.
+  Running running() const;
+  absl::StatusOr<Running> Awake() const;
+  // Of the agent. Each blocks.
+  absl::Status FreezePrograms(std::chrono::milliseconds bound,
+                              const agent::CallLimits& limits);
+  void ThawPrograms();
+  absl::Status WakePrograms(bool is_copy, const agent::CallLimits& limits);
+  // Of a machine whose guest stands still: lets it go on.
+  void GoOn(RunningMachine& running);
+  absl::StatusOr<StoredSizes> StoreStanding(
+      RunningMachine& running, const std::filesystem::path& directory,
+      const StoreOptions& options);
+  absl::StatusOr<std::shared_ptr<CapturedGuest>> CaptureStanding(
+      RunningMachine& running, vmm::MachineCapture& capture,
+      const std::filesystem::path& disk_directory);
+
+  const MachineMeans means_;
+  const GuestConfig config_;  // But for `egress`.
+  const std::shared_ptr<const vmm::GuestTemplate> image_;
+  const base::Logger log_;
+  std::unique_ptr<AgentConnection> connection_;  // Set by Start().
+
+  // Held by Suspend(), Resume() and Capture() from their start to their end.
+  base::Mutex change_mutex_;
+
+  mutable base::Mutex mutex_;
+  NetworkPolicy egress_ ABSL_GUARDED_BY(mutex_);
+  Running running_ ABSL_GUARDED_BY(mutex_);
+  // What the machine runs over, when that is no longer what it started from.
+  std::shared_ptr<const vmm::GuestTemplate> origin_ ABSL_GUARDED_BY(mutex_);
+  bool stopped_ ABSL_GUARDED_BY(mutex_) = false;
+  // Of machines before this one.
+  double vcpu_seconds_ ABSL_GUARDED_BY(mutex_) = 0;
+  std::string console_tail_ ABSL_GUARDED_BY(mutex_);
+  uint64_t stored_bytes_ ABSL_GUARDED_BY(mutex_) = 0;
+  uint64_t captures_ ABSL_GUARDED_BY(mutex_) = 0;
 };
 
 }  // namespace catnap::runtime

@@ -12,7 +12,7 @@
 #include "disk/disk_stack.h"
 #include "net/link.h"
 #include "runtime/guest.h"
-#include "runtime/machine_guest.h"
+#include "runtime/machine_factory.h"
 #include "snapshot/worker_pool.h"
 #include "vmm/guest_devices.h"
 #include "vmm/guest_sockets.h"

@@ -16,7 +16,7 @@
 #include "io/event_loop.h"
 #include "linux/busybox_root.h"
 #include "runtime/image_record.h"
-#include "runtime/machine_guest.h"
+#include "runtime/machine_factory.h"
 #include "runtime/root_disk.h"
 #include "support/machine_fixture.h"
 #include "support/temporary_directory.h"
