@@ -95,7 +95,7 @@ absl::Status CloneFile(const std::string& from, const std::string& to) {
   }
   CATNAP_ASSIGN_OR_RETURN(const base::UniqueFd target,
                           io::OpenFile(to, O_RDWR | O_CREAT | O_EXCL));
-  const absl::Status filled = FillClone(source.get(), target.get());
+  absl::Status filled = FillClone(source.get(), target.get());
   if (filled.ok()) return filled;
   ::unlink(to.c_str());
   return AddContext(filled, fmt::format("clone {} to {}", from, to));

@@ -65,7 +65,7 @@ absl::StatusOr<Names> ListNames(const std::string& directory) {
     if (const auto number = NumberOf(name); number.has_value()) {
       names.layers.push_back(*number);
     } else if (io::AtomicFile::IsTemporaryName(name)) {
-      names.temporary.push_back(directory + "/" + name);
+      names.temporary.push_back(fmt::format("{}/{}", directory, name));
     }
     if (names.layers.size() > kMaxChainLayers) {
       return Error(absl::StatusCode::kDataLoss,

@@ -112,7 +112,6 @@ class Pieces {
   const std::vector<Extent>& extents() const { return extents_; }
 
  private:
-
   struct Candidate {
     uint64_t length = 0;
     uint64_t saved = 0;
@@ -202,7 +201,8 @@ std::vector<PageRange> GapsOf(const Pieces& pieces,
 
 absl::StatusOr<std::shared_ptr<const MemoryImage>> MemoryImage::Create(
     uint64_t size, std::vector<std::shared_ptr<const MemoryFile>> files,
-    std::vector<Extent> extents) {
+    std::vector<Extent>
+        extents) {  // NOLINT(performance-unnecessary-value-param)
   if (size == 0 || !base::IsAligned(size, base::kPageBytes)) {
     return Error(absl::StatusCode::kInvalidArgument,
                  "memory image of {} bytes, must be a multiple of 4096", size);

@@ -44,6 +44,7 @@ struct PageMapScan {
 };
 static_assert(sizeof(PageRegion) == 24 && sizeof(PageMapScan) == 96,
               "the kernel's interface");
+// NOLINTNEXTLINE(google-runtime-int): as ioctl() takes it.
 constexpr unsigned long kPageMapScan = _IOWR('f', 16, PageMapScan);
 static_assert(kPageMapScan == 0xc0606610, "the kernel's interface");
 constexpr uint64_t kCategoryFile = 1 << 2;

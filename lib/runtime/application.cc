@@ -176,9 +176,9 @@ class Readiness {
 
 }  // namespace
 
-absl::Status RunApplication(Vm* vm,
-                            std::function<void(const std::string& text)> on_end,
-                            const agent::CallLimits& limits) {
+absl::Status RunApplication(
+    Vm* vm, const std::function<void(const std::string& text)>& on_end,
+    const agent::CallLimits& limits) {
   const auto& on_phase = vm->environment().on_phase;
   if (on_phase != nullptr) on_phase(BuildPhase::kStarting);
   CATNAP_RETURN_IF_ERROR(StartIt(vm, on_end, limits));
@@ -187,7 +187,7 @@ absl::Status RunApplication(Vm* vm,
 }
 
 absl::Status AttachApplication(
-    Vm* vm, std::function<void(const std::string& text)> on_end,
+    Vm* vm, const std::function<void(const std::string& text)>& on_end,
     const agent::CallLimits& limits) {
   CATNAP_ASSIGN_OR_RETURN(const auto client, vm->Client(limits));
   using Entries = absl::StatusOr<std::vector<agent::ProcessEntry>>;

@@ -16,16 +16,16 @@ namespace catnap::runtime {
 // when the VM ends first. Must not block. Blocks.
 // Errors: FAILED_PRECONDITION, it could not be started, ended, or was not ready
 // in time; as Vm::Client().
-absl::Status RunApplication(Vm* vm,
-                            std::function<void(const std::string& text)> on_end,
-                            const agent::CallLimits& limits);
+absl::Status RunApplication(
+    Vm* vm, const std::function<void(const std::string& text)>& on_end,
+    const agent::CallLimits& limits);
 
 // The same for an application that runs already: it was started before the
 // state was stored that the guest came from.
 // Errors: FAILED_PRECONDITION, it has ended, and OnAppExit::kTerminate; as
 // Vm::Client().
 absl::Status AttachApplication(
-    Vm* vm, std::function<void(const std::string& text)> on_end,
+    Vm* vm, const std::function<void(const std::string& text)>& on_end,
     const agent::CallLimits& limits);
 
 }  // namespace catnap::runtime

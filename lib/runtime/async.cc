@@ -57,7 +57,7 @@ void Sleep(const MicroVM& vm, const CallOptions& call, bool suspend,
     std::move(done)(machine.ok() ? limits.status() : machine.status());
     return;
   }
-  const std::shared_ptr<runtime::Vm> of = *machine;
+  const std::shared_ptr<runtime::Vm>& of = *machine;
   const auto& environment = of->environment();
   (suspend ? environment.sleeper : environment.worker)
       ->Post([of, limits = *limits, suspend,
@@ -95,7 +95,7 @@ void Exec(MicroVM vm, Command command, CallOptions call,
     std::move(done)(machine.ok() ? limits.status() : machine.status());
     return;
   }
-  const std::shared_ptr<runtime::Vm> of = *machine;
+  const std::shared_ptr<runtime::Vm>& of = *machine;
   runtime::VmUse use(of, command.counts_as_activity
                              ? runtime::UseKind::kExec
                              : runtime::UseKind::kUncounted);
@@ -123,7 +123,7 @@ void Connect(MicroVM vm, uint16_t guest_port, CallOptions call,
     std::move(done)(machine.ok() ? limits.status() : machine.status());
     return;
   }
-  const std::shared_ptr<runtime::Vm> of = *machine;
+  const std::shared_ptr<runtime::Vm>& of = *machine;
   runtime::VmUse use(of, runtime::UseKind::kForwards);
   of->WhenAwake(*limits, [of, use = std::move(use), limits = *limits,
                           guest_port,

@@ -190,7 +190,7 @@ absl::Status HostCore::Close(const CloseOptions& options) {
     closed_ = true;
     for (const auto& [id, entry] : vms_) vms.push_back(entry.vm);
   }
-  const absl::Status suspended =
+  absl::Status suspended =
       CloseVms(vms, options.running == AtClose::kSuspend, deadline);
   std::deque<Launcher> launchers;
   {

@@ -51,9 +51,9 @@ enum LabelField : uint32_t { kLabelName = 1, kLabelValue = 2 };
 
 constexpr uint64_t kMiB = uint64_t{1} << 20;
 constexpr uint64_t kMinMemory = 64 * kMiB;
-constexpr uint64_t kMaxMemory = 64 * 1024 * kMiB;
+constexpr uint64_t kMaxMemory = 65'536 * kMiB;
 constexpr uint64_t kMinDisk = 1024 * kMiB;
-constexpr uint64_t kMaxDisk = 1024 * 1024 * kMiB;
+constexpr uint64_t kMaxDisk = 1'048'576 * kMiB;
 constexpr int kMaxVcpus = 32;
 constexpr int kMaxDiskSlots = 8;
 constexpr size_t kMaxNameBytes = 64;
@@ -65,8 +65,8 @@ constexpr size_t kMaxWordsBytes = 128 << 10;
 constexpr size_t kMaxText = 4096;
 constexpr int64_t kMaxReadyMs = int64_t{24} * 3600 * 1000;
 
-absl::Status Invalid(std::string text) {
-  return absl::InvalidArgumentError(std::move(text));
+absl::Status Invalid(const std::string& text) {
+  return absl::InvalidArgumentError(text);
 }
 
 absl::Status CheckRange(const char* option, uint64_t value, uint64_t least,
@@ -382,7 +382,7 @@ absl::StatusOr<std::vector<uint8_t>> EncodeImageRecord(
   out.Unsigned(kBaseline, static_cast<uint64_t>(record.cpu_baseline));
   EncodeWords(out, kApplication, record.application);
   for (const auto& [name, value] : record.env) {
-    out.Text(kEnv, name + "=" + value);
+    out.Text(kEnv, fmt::format("{}={}", name, value));
   }
   out.Text(kWorkdir, record.workdir);
   out.Text(kUser, record.user);

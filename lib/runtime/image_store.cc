@@ -299,7 +299,7 @@ absl::Status ImageStore::Delete(const ImageRecord& record) {
     if (why == ENOENT) return absl::OkStatus();
     return ErrnoError(why, "remove {}", record.directory.string());
   }
-  const absl::Status synced =
+  absl::Status synced =
       io::FsyncDirectory(record.directory.parent_path().string());
   std::error_code error;
   std::filesystem::remove_all(grave, error);

@@ -213,7 +213,7 @@ absl::Status MicroVM::Resume(CallOptions call) const {
 
 absl::Status MicroVM::SetIdlePolicy(std::optional<IdlePolicy> policy) const {
   CATNAP_ASSIGN_OR_RETURN(const auto vm, runtime::HostCore::VmOf(*this));
-  return vm->SetIdlePolicy(std::move(policy));
+  return vm->SetIdlePolicy(policy);
 }
 
 absl::StatusOr<MicroVM> MicroVM::Restore(Host& host, const Snapshot& snapshot,

@@ -54,7 +54,8 @@ absl::StatusOr<std::shared_ptr<SocketRelay>> SocketRelay::Create(
   return relay;
 }
 
-void SocketRelay::Open(std::shared_ptr<agent::Client> client, uint16_t port) {
+void SocketRelay::Open(const std::shared_ptr<agent::Client>& client,
+                       uint16_t port) {
   {
     const base::MutexLock lock(&mutex_);
     if (finished_ || broken_.has_value()) return;

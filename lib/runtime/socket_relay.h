@@ -51,7 +51,7 @@ class SocketRelay final : public agent::StreamHandler,
 
   // Connects to `port` of the guest's loopback. Whether that worked is told by
   // the events. Bytes of the socket may be on their way before.
-  void Open(std::shared_ptr<agent::Client> client, uint16_t port);
+  void Open(const std::shared_ptr<agent::Client>& client, uint16_t port);
   // Takes part in a connection that the guest opened; for
   // agent::ServiceListener::OnConnect(), which returns this, or null when the
   // answer is false: the owner has ended it meanwhile.

@@ -166,6 +166,7 @@ absl::Status Vm::StartGuest(std::optional<GuestOrigin> origin,
   }
   config.on_prepared = [this, snapshot] { return store_.MarkAwake(snapshot); };
   auto made = environment_.factory->Start(std::move(config));
+  absl::Status started = made.status();
   std::shared_ptr<Guest> guest;
   {
     const base::MutexLock lock(&mutex_);
@@ -173,7 +174,7 @@ absl::Status Vm::StartGuest(std::optional<GuestOrigin> origin,
     booting_ = false;
     changed_.NotifyAll();
   }
-  if (guest == nullptr) return made.status();
+  if (guest == nullptr) return started;
   return WaitForAgent(guest, limits);
 }
 

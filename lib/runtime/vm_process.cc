@@ -178,7 +178,7 @@ absl::Status VmProcess::Begin(const Command& command,
   return absl::OkStatus();
 }
 
-void VmProcess::Attached(std::shared_ptr<agent::GuestProcess> process) {
+void VmProcess::Attached(const std::shared_ptr<agent::GuestProcess>& process) {
   std::array<size_t, 2> consumed{};
   {
     const base::MutexLock lock(&mutex_);

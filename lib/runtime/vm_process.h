@@ -64,7 +64,7 @@ class VmProcess : public std::enable_shared_from_this<VmProcess> {
   agent::ProcessEvents Events();
   absl::Status Begin(const Command& command, const agent::CallLimits& limits,
                      bool is_exec);
-  void Attached(std::shared_ptr<agent::GuestProcess> process);
+  void Attached(const std::shared_ptr<agent::GuestProcess>& process);
   absl::Status WaitUntilStarted(const agent::CallLimits& limits);
   void OnStarted(const agent::Started& started);
   size_t OnOutput(uint8_t channel, std::span<const uint8_t> data);

@@ -416,7 +416,7 @@ absl::StatusOr<std::vector<uint8_t>> EncodeVmRecord(const VmRecord& record) {
     out.Unsigned(kMaxLifetime, MillisOf(*options.max_lifetime));
   }
   for (const auto& [name, value] : options.env) {
-    out.Text(kEnv, name + "=" + value);
+    out.Text(kEnv, fmt::format("{}={}", name, value));
   }
   for (const auto& [name, value] : options.labels) {
     const auto nested = out.Message(kLabel);

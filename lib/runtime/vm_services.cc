@@ -97,7 +97,8 @@ std::vector<std::string> Vm::Environment(
   all.insert(image_->env.begin(), image_->env.end());
   std::vector<std::string> texts;
   texts.reserve(all.size());
-  for (const auto& [name, value] : all) texts.push_back(name + "=" + value);
+  for (const auto& [name, value] : all)
+    texts.push_back(fmt::format("{}={}", name, value));
   return texts;
 }
 

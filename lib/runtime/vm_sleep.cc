@@ -195,7 +195,7 @@ absl::Status Vm::RunSuspend(const std::shared_ptr<Guest>& guest,
     store_.DropSnapshot(number);
     return sizes.status();
   }
-  const absl::Status published = PublishSleep(number, *sizes, why);
+  absl::Status published = PublishSleep(number, *sizes, why);
   if (published.ok() || !IsWanted()) return published;
   // It must not sleep where nobody would find it.
   const std::filesystem::path where = store_.FindSnapshot(number);
@@ -334,7 +334,7 @@ absl::Status Vm::RunResume(const agent::CallLimits& limits) {
   const agent::CallLimits within(limits.deadline, stop.get_token());
   if (guest == nullptr) return StartAgain(within);
   CATNAP_RETURN_IF_ERROR(store_.MarkAwake(snapshot));
-  const absl::Status resumed = guest->Resume(directory, within);
+  absl::Status resumed = guest->Resume(directory, within);
   if (!resumed.ok()) {
     log_.LogIfError(store_.ClearAwake(snapshot), "its mark stays");
     return resumed;
@@ -566,10 +566,10 @@ absl::Status Vm::SetIdlePolicy(std::optional<IdlePolicy> policy) {
   {
     const base::MutexLock lock(&mutex_);
     if (ending_ || host_closed_) return RefusalLocked();
-    policy_ = std::move(policy);
+    policy_ = policy;
     changed_.NotifyAll();  // Uses that wait may be let in now.
   }
-  const absl::Status saved = SaveRecord();
+  absl::Status saved = SaveRecord();
   ArmTimer();
   return saved;
 }
