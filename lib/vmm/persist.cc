@@ -102,7 +102,7 @@ absl::StatusOr<state::StateDecoder> Find(std::span<const SavedSection> sections,
 // by a machine that ran.
 absl::Status InPart(SectionId id, size_t instance, const absl::Status& status) {
   if (status.ok()) return status;
-  const absl::Status named = AddContext(
+  absl::Status named = AddContext(
       status,
       "saved " + state::SectionName(id, static_cast<uint32_t>(instance)));
   if (named.code() != absl::StatusCode::kInvalidArgument) return named;

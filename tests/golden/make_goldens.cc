@@ -25,7 +25,7 @@ constexpr uint64_t kPage = base::kPageBytes;
 
 [[noreturn]] void Fail(const std::string& what) {
   std::fprintf(stderr, "%s\n", what.c_str());
-  std::exit(1);
+  std::exit(1);  // NOLINT(concurrency-mt-unsafe): the only thread.
 }
 
 Bytes Load(const fs::path& path) {

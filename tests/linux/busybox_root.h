@@ -12,7 +12,7 @@ namespace catnap::test {
 // busybox and nothing else: the smallest system that is of use.
 inline std::filesystem::path MakeBusyboxRoot(
     const std::filesystem::path& directory) {
-  const auto root = directory / "root";
+  auto root = directory / "root";
   for (const char* name : {"bin", "etc", "tmp", "proc", "sys", "dev", "run"}) {
     std::filesystem::create_directories(root / name);
   }
@@ -30,7 +30,7 @@ inline std::filesystem::path RoomForFiles(const TemporaryDirectory& directory,
                                           const std::string& name) {
   // NOLINTNEXTLINE(concurrency-mt-unsafe)
   if (std::getenv("CATNAP_EMULATED_HOST") == nullptr) return directory.path();
-  const auto room = std::filesystem::path("/scratch/ext4") / name;
+  auto room = std::filesystem::path("/scratch/ext4") / name;
   std::filesystem::remove_all(room);
   std::filesystem::create_directories(room);
   return room;

@@ -102,7 +102,7 @@ TEST_CASE("A MicroVM falls asleep, wakes for who needs it, outlives its Host") {
   CHECK(std::string(buffer.data(), *got) == "got after\n");
 
   // Forks go their own ways, from where it is now.
-  CHECK(Sh(*vm, "echo common >/etc/file") == "");
+  CHECK(Sh(*vm, "echo common >/etc/file").empty());
   const auto forks = vm->Fork(2);
   INFO(forks.status().ToString());
   REQUIRE(forks.ok());

@@ -66,7 +66,7 @@ class Sleepers {
   }
 
   std::filesystem::path Make(const std::string& name) {
-    const auto path = room_ / name;
+    auto path = room_ / name;
     std::filesystem::create_directories(path);
     return path;
   }
@@ -183,7 +183,7 @@ TEST_CASE("A Linux guest's copies go their own ways") {
   Sleepers host;
   const auto parent = host.Start("parent");
   REQUIRE(Sh(*parent, kCount) == "started\n");
-  REQUIRE(Sh(*parent, "echo common >/etc/file") == "");
+  REQUIRE(Sh(*parent, "echo common >/etc/file").empty());
   auto captured = parent->Capture(test::Deadline());
   INFO(captured.status().ToString());
   REQUIRE(captured.ok());

@@ -171,7 +171,7 @@ TEST_CASE("After a wake no program sees the old time") {
   AgentGuest guest(/*vcpus=*/2);
   guest.CopyBusyboxIn();
   CopyProbeIn(&guest);
-  CHECK(guest.Shell("date -s '2020-01-01 00:00:00' >/dev/null") == "");
+  CHECK(guest.Shell("date -s '2020-01-01 00:00:00' >/dev/null").empty());
   Program first(&guest, Probe("clock"));
   Program second(&guest, Probe("clock"));
   Program watcher(&guest, Probe("watch"));
@@ -187,7 +187,7 @@ TEST_CASE("After a wake no program sees the old time") {
   const auto took = std::chrono::steady_clock::now() - start;
   INFO(woken.status().ToString());
   REQUIRE(woken.ok());
-  CHECK(*woken == "");
+  CHECK(woken->empty());
   std::printf("wake: %.2f ms to the host\n",
               static_cast<double>(took.count()) / 1e6);
   CHECK(watcher.Writes("0000000000000abc\n"));
@@ -209,7 +209,7 @@ TEST_CASE("After a wake no program sees the old time") {
       return std::chrono::system_clock::now().time_since_epoch();
     };
     const auto before = now();
-    CHECK(guest.Shell("echo x >/tmp/stamp") == "");
+    CHECK(guest.Shell("echo x >/tmp/stamp").empty());
     const auto after = now();
     std::promise<absl::StatusOr<agent::FileEntry>> done;
     agent::Stat(guest.client(), "/tmp/stamp", test::Deadline(),
@@ -233,10 +233,12 @@ TEST_CASE("A copy loses its connections with others, and nothing else") {
   AgentGuest guest(/*vcpus=*/2);
   guest.CopyBusyboxIn();
   CopyProbeIn(&guest);
-  CHECK(guest.Shell("ip link set dummy0 up && "
-                    "ip addr add 192.0.2.1/24 dev dummy0 && "
-                    "ip -6 addr add 2001:db8::1/64 dev dummy0 && "
-                    "mkdir -p /etc") == "");
+  CHECK(guest
+            .Shell("ip link set dummy0 up && "
+                   "ip addr add 192.0.2.1/24 dev dummy0 && "
+                   "ip -6 addr add 2001:db8::1/64 dev dummy0 && "
+                   "mkdir -p /etc")
+            .empty());
   agent::ExecRequest request = Probe("sockets");
   request.stdin_open = true;
   Program sockets(&guest, request);
@@ -271,7 +273,7 @@ TEST_CASE("A copy loses its connections with others, and nothing else") {
           1e6);
   INFO(woken.status().ToString());
   REQUIRE(woken.ok());
-  CHECK(*woken == "");
+  CHECK(woken->empty());
   CHECK(sockets.Writes("outside v4 ECONNABORTED\n", 1s));
   CHECK(sockets.Writes("outside v6 ECONNABORTED\n", 1s));
   CHECK(sockets.Writes("outside udp ECONNABORTED\n", 1s));
@@ -298,8 +300,10 @@ TEST_CASE("A copy loses its connections with others, and nothing else") {
         "node/catnap_reseed.js\nopenssl/libcatnap_reseed.so\n"
         "python/catnap_reseed.py\npython/sitecustomize.py\nRead-only\n");
   // Where it cannot be written, it is covered.
-  CHECK(guest.Shell("mount -t tmpfs none /etc; echo old >/etc/machine-id; "
-                    "mount -o remount,ro /etc") == "");
+  CHECK(guest
+            .Shell("mount -t tmpfs none /etc; echo old >/etc/machine-id; "
+                   "mount -o remount,ro /etc")
+            .empty());
   for (const uint8_t last : {uint8_t{1}, uint8_t{2}}) {
     options.machine_id->back() = last;
     REQUIRE(WakeNow(&guest, options).ok());

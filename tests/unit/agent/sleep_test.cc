@@ -240,7 +240,7 @@ TEST_CASE("A guest whose connection ended is woken by the next one") {
   CHECK(counter.StandsStill());
   const auto woken = WakeNow(agent.client(), {.is_copy = true});
   REQUIRE(woken.ok());
-  CHECK(*woken == "");
+  CHECK(woken->empty());
   CHECK(counter.Counts());
 
   // It is still known, and its stdin is at its end.
@@ -249,8 +249,9 @@ TEST_CASE("A guest whose connection ended is woken by the next one") {
   events.on_exit = [&ended](absl::StatusOr<ExitReport> report) {
     ended.set_value(std::move(report));
   };
-  REQUIRE(GuestProcess::Attach(agent.client(), counter.id(), std::move(events))
-              .ok());
+  const auto attached =
+      GuestProcess::Attach(agent.client(), counter.id(), std::move(events));
+  REQUIRE(attached.ok());
   const auto report = ended.get_future().get();
   REQUIRE(report.ok());
   CHECK(report->kind == ExitKind::kExited);
@@ -320,7 +321,7 @@ TEST_CASE("A wake replaces the environment's file, for a shell to read") {
   CHECK(Content(run + "/env").starts_with("A='b c'\n"));
   options.env->clear();
   REQUIRE(WakeNow(agent.client(), options).ok());
-  CHECK(Content(run + "/env") == "");
+  CHECK(Content(run + "/env").empty());
 }
 
 TEST_CASE("A wake that cannot say so leaves the programs frozen") {
