@@ -543,6 +543,7 @@ TEST_CASE("A DiskStack is frozen and merged under the requests of threads") {
   std::atomic<bool> stop{false};
   std::atomic<int> wrong{0};
   std::vector<std::thread> threads;
+  threads.reserve(kThreads);
   for (int t = 0; t < kThreads; ++t) {
     threads.emplace_back([&, t] {
       const uint64_t area = static_cast<uint64_t>(t) * kArea;
