@@ -168,7 +168,7 @@ class ProcessGuest final : public runtime::Guest {
   absl::Status Resume(const std::filesystem::path& directory,
                       const agent::CallLimits& limits) override {
     ++faults_->resumes;
-    const absl::Status waited = Delay(*faults_, limits.stop, limits.deadline);
+    absl::Status waited = Delay(*faults_, limits.stop, limits.deadline);
     if (!waited.ok()) return waited;
     if (faults_->resume_fails ||
         ReadText(directory / kMemoryName) != memory_.Get()) {
@@ -294,7 +294,7 @@ class ProcessGuestFactory final : public runtime::GuestFactory {
     agent::ExecRequest request;
     request.argv = image.application;
     for (const auto& [name, value] : image.env) {
-      request.env.push_back(name + "=" + value);
+      request.env.push_back(std::string(name).append("=").append(value));
     }
     request.cwd = image.workdir;
     request.application = true;

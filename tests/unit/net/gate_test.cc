@@ -333,6 +333,7 @@ TEST_CASE("An answer opens no special address, whatever it says") {
   const std::vector<std::string> targets = {"127.0.0.1",       "10.1.2.3",
                                             "169.254.169.254", "172.16.0.1",
                                             "0.0.0.0",         "100.64.0.1"};
+  records.reserve(targets.size() + 1);
   for (const std::string& target : targets) {
     records.push_back(test::AddressRecord("x.example.org", *ParseIp(target)));
   }

@@ -153,6 +153,7 @@ TEST_CASE("Callers at once with one id get one machine") {
   TestHost host;
   std::vector<std::thread> callers;
   std::vector<MicroVM> vms(8);
+  callers.reserve(vms.size());
   for (MicroVM& vm : vms) {
     callers.emplace_back([&host, &vm] {
       auto ran = MicroVM::Run(host.host(), host.image(),
@@ -183,11 +184,11 @@ TEST_CASE("OnRelease ends a machine with its last handle") {
 TEST_CASE("Closing a Host ends calls of other threads, and handles stay") {
   TestHost host;
   constexpr int kThreads = 8;
-  std::vector<MicroVM> vms;
-  for (int i = 0; i < 3; ++i) vms.push_back(host.Run());
+  const std::vector<MicroVM> vms = {host.Run(), host.Run(), host.Run()};
   std::atomic<int> running{0};
   std::atomic<int> closed{0};
   std::vector<std::thread> threads;
+  threads.reserve(kThreads);
   for (int i = 0; i < kThreads; ++i) {
     threads.emplace_back([&, i] {
       const MicroVM vm = vms[static_cast<size_t>(i) % vms.size()];
@@ -229,6 +230,7 @@ TEST_CASE("A Host closes while machines start") {
     TestHost host;
     std::atomic<int> started{0};
     std::vector<std::thread> threads;
+    threads.reserve(4);
     for (int i = 0; i < 4; ++i) {
       threads.emplace_back([&] {
         while (MicroVM::Run(host.host(), host.image()).ok()) ++started;

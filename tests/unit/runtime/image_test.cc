@@ -124,6 +124,7 @@ TEST_CASE("GetOrBuild builds a recipe once") {
   spec.name = "once";
   std::vector<std::thread> threads;
   std::vector<std::string> versions(4);
+  threads.reserve(versions.size());
   for (std::string& version : versions) {
     threads.emplace_back([&] {
       const auto image = host.GetOrBuild(spec);
@@ -156,6 +157,7 @@ TEST_CASE("Builds at once get versions of their own") {
   TestHost host;
   std::vector<std::thread> threads;
   std::vector<std::string> versions(4);
+  threads.reserve(versions.size());
   for (std::string& version : versions) {
     threads.emplace_back([&] {
       ImageSpec spec = ImageSpec::FromDirectory("many", host.path() / "root");

@@ -464,7 +464,7 @@ TEST_CASE("Asynchronous calls complete on the executor") {
   CHECK(connected.get_future().get().code() == absl::StatusCode::kUnavailable);
   std::promise<absl::Status> empty;
   async::Exec(MicroVM(), Shell("true"), {},
-              [&](absl::StatusOr<ExecResult> result) {
+              [&](const absl::StatusOr<ExecResult>& result) {
                 empty.set_value(result.status());
               });
   CHECK(empty.get_future().get().code() ==

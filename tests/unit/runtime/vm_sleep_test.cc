@@ -171,9 +171,10 @@ TEST_CASE("With an IdlePolicy every use wakes, however it fell asleep") {
   CHECK((*process)->Wait({.timeout = 20s})->signal == 9);
   asleep();
   std::promise<bool> ran;
-  async::Exec(vm, Shell("true"), {}, [&](absl::StatusOr<ExecResult> result) {
-    ran.set_value(result.ok());
-  });
+  async::Exec(vm, Shell("true"), {},
+              [&](const absl::StatusOr<ExecResult>& result) {
+                ran.set_value(result.ok());
+              });
   CHECK(ran.get_future().get());
   woken();
   // What is only set does not.
@@ -192,6 +193,7 @@ TEST_CASE("Calls at once share one suspend and one resume") {
   host.faults().delay_ms = 50;
   const auto at_once = [](auto call) {
     std::vector<std::future<absl::Status>> calls;
+    calls.reserve(8);
     for (int i = 0; i < 8; ++i) {
       calls.push_back(std::async(std::launch::async, call));
     }

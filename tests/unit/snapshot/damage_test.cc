@@ -56,7 +56,7 @@ class SmallSnapshot {
     if (memory.size() != (*reader)->ram_bytes()) {
       return absl::InternalError("another size of memory");
     }
-    const absl::Status status =
+    absl::Status status =
         (*reader)->ReadAll({.memory = memory}, {.pool = pool()});
     if (status.ok() && memory != guest_.memory()) {
       return absl::InternalError("wrong memory");

@@ -48,6 +48,7 @@ class SnapshotGuest {
       const std::string text =
           "page " + std::to_string(page) + " of " + std::to_string(random_());
       for (size_t i = 0; i + text.size() < kPage; i += text.size()) {
+        // NOLINTNEXTLINE(bugprone-not-null-terminated-result): no string.
         std::memcpy(to + i, text.data(), text.size());
       }
     }
@@ -91,7 +92,7 @@ inline std::unique_ptr<snapshot::WorkerPool> MakePool(size_t threads = 2) {
 // A fresh folder inside of `parent`.
 inline std::string MakeFolder(const TemporaryDirectory& parent,
                               const std::string& name) {
-  const std::string path = parent.File(name);
+  std::string path = parent.File(name);
   REQUIRE(std::filesystem::create_directory(path));
   return path;
 }
