@@ -213,7 +213,6 @@ void CowLayer::Resize(uint64_t new_capacity, BlockCompletion done) {
     }
   }
   if (!status.ok()) {
-    // NOLINTNEXTLINE(bugprone-use-after-move): moved only when all was well.
     file_->Post([status = std::move(status), done = std::move(done)]() mutable {
       std::move(done)(std::move(status));
     });
@@ -238,6 +237,7 @@ void CowLayer::Freeze(BlockCompletion done) {
     }
   }
   if (!status.ok()) {
+    // NOLINTNEXTLINE(bugprone-use-after-move): moved only when all was well.
     file_->Post([status = std::move(status), done = std::move(done)]() mutable {
       std::move(done)(std::move(status));
     });
