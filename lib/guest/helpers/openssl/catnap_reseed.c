@@ -5,10 +5,10 @@
  *
  * OpenSSL keeps a generator of its own in each process, which a MicroVM that is
  * forked has twice. This library has libcrypto take all random bytes from the
- * kernel instead, by RAND_set_rand_method(), which counts for what OpenSSL draws
- * for itself (keys, TLS) as well. The kernel's randomness is new in each copy
- * before any program runs, so there is no state and no moment in which an old
- * number comes. For libcrypto.so.3 and libcrypto.so.1.1.
+ * kernel instead, by RAND_set_rand_method(), which counts for what OpenSSL
+ * draws for itself (keys, TLS) as well. The kernel's randomness is new in each
+ * copy before any program runs, so there is no state and no moment in which an
+ * old number comes. For libcrypto.so.3 and libcrypto.so.1.1.
  *
  * A program may load libcrypto late. So the functions that such programs call
  * first are defined here: each sets the method once and goes on to libcrypto's.
@@ -108,17 +108,16 @@ __attribute__((constructor)) static void at_load(void) { crypto(); }
  * FORWARD(which library, type of the result, name, parameters, arguments): as
  * the library's function; 0 when that is not there.
  */
-#define FORWARD(library, result, name, parameters, arguments)       \
-  EXPORT result name parameters {                                   \
-    void* const from = library();                                   \
-    result(*next) parameters = NULL;                                \
+#define FORWARD(library, result, name, parameters, arguments)          \
+  EXPORT result name parameters {                                      \
+    void* const from = library();                                      \
+    result(*next) parameters = NULL;                                   \
     if (from != NULL) next = (result(*) parameters)dlsym(from, #name); \
-    return next == NULL ? (result)0 : next arguments;               \
+    return next == NULL ? (result)0 : next arguments;                  \
   }
 
 FORWARD(crypto, int, RAND_bytes, (unsigned char* to, int size), (to, size))
-FORWARD(crypto, int, RAND_priv_bytes, (unsigned char* to, int size),
-        (to, size))
+FORWARD(crypto, int, RAND_priv_bytes, (unsigned char* to, int size), (to, size))
 FORWARD(crypto, int, RAND_bytes_ex,
         (void* context, unsigned char* to, size_t size, unsigned strength),
         (context, to, size, strength))
@@ -127,8 +126,7 @@ FORWARD(crypto, int, RAND_priv_bytes_ex,
         (context, to, size, strength))
 FORWARD(crypto, int, RAND_status, (void), ())
 FORWARD(crypto, int, OPENSSL_init_crypto,
-        (unsigned long long options, const void* settings),
-        (options, settings))
+        (unsigned long long options, const void* settings), (options, settings))
 FORWARD(crypto, void*, EVP_PKEY_CTX_new_id, (int id, void* engine),
         (id, engine))
 FORWARD(crypto, void*, EVP_PKEY_CTX_new, (void* key, void* engine),
@@ -139,8 +137,7 @@ FORWARD(crypto, void*, EVP_PKEY_CTX_new_from_name,
 FORWARD(crypto, void*, EVP_PKEY_CTX_new_from_pkey,
         (void* context, void* key, const char* query), (context, key, query))
 FORWARD(ssl, int, OPENSSL_init_ssl,
-        (unsigned long long options, const void* settings),
-        (options, settings))
+        (unsigned long long options, const void* settings), (options, settings))
 FORWARD(ssl, void*, SSL_CTX_new, (const void* method), (method))
 FORWARD(ssl, void*, SSL_CTX_new_ex,
         (void* context, const char* query, const void* method),
