@@ -231,7 +231,10 @@ absl::StatusOr<StorageSizes> StoreMachine(
   const GuestTemplate* const parent =
       origin == nullptr ? nullptr : origin->image();
   const GuestTemplate::Stored* base = nullptr;
-  if (origin != nullptr && origin != parent && origin->stored_.has_value()) {
+  // Of use only while the machine runs over just that: pages that a capture
+  // took are in the image that is mapped now, and no longer the guest's own.
+  if (origin != nullptr && origin != parent && origin->stored_.has_value() &&
+      memory.image() == origin->memory_) {
     base = &*origin->stored_;
   }
   snapshot::SnapshotContent content;
