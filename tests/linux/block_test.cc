@@ -18,10 +18,10 @@
 #include "disk/raw_disk.h"
 #include "io/event_loop.h"
 #include "linux/agent_guest.h"
+#include "linux/busybox_root.h"
 #include "linux/linux_guest.h"
 #include "runtime/tool_process.h"
 #include "support/ext4_image_file.h"
-#include "support/temporary_directory.h"
 
 namespace catnap::vmm {
 namespace {
@@ -29,16 +29,6 @@ namespace {
 constexpr size_t kDiskBytes = 8 << 20;
 constexpr size_t kPartBytes = 64 << 10;  // What the guest writes and discards.
 constexpr char kBaseByte = 3;
-
-// Where the layer's file can have holes.
-std::filesystem::path RoomForFiles(const test::TemporaryDirectory& directory) {
-  // NOLINTNEXTLINE(concurrency-mt-unsafe)
-  if (std::getenv("CATNAP_EMULATED_HOST") == nullptr) return directory.path();
-  std::filesystem::path room = "/scratch/ext4/catnap-block-test";
-  std::filesystem::remove_all(room);
-  std::filesystem::create_directories(room);
-  return room;
-}
 
 std::shared_ptr<disk::LoopFile> OpenOn(io::EventLoop* loop,
                                        const std::filesystem::path& path) {
@@ -64,8 +54,8 @@ bool IsAll(const std::vector<char>& bytes, char wanted) {
 }
 
 TEST_CASE("Linux uses a copy-on-write disk") {
-  const test::TemporaryDirectory directory;
-  const std::filesystem::path room = RoomForFiles(directory);
+  const test::RoomForFiles files;
+  const std::filesystem::path& room = files.path();
   auto loop = io::EventLoop::Create({});
   REQUIRE(loop.ok());
   const auto base_file = OpenOn(loop->get(), room / "base");
@@ -144,8 +134,8 @@ void Export(disk::BlockIo* disk, const std::string& path) {
 
 TEST_CASE("A disk that is frozen under a guest is whole, and grows") {
   constexpr uint64_t kBytes = uint64_t{64} << 20;
-  const test::TemporaryDirectory directory;
-  const std::filesystem::path room = RoomForFiles(directory);
+  const test::RoomForFiles files;
+  const std::filesystem::path& room = files.path();
   for (const char* name : {"root/tmp", "layers", "saved"}) {
     std::filesystem::create_directories(room / name);
   }

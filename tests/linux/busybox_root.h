@@ -3,7 +3,7 @@
 
 #include <cstdlib>
 #include <filesystem>
-#include <string>
+#include <system_error>
 
 #include "support/temporary_directory.h"
 
@@ -25,16 +25,29 @@ inline std::filesystem::path MakeBusyboxRoot(
   return root;
 }
 
-// Where files can have holes.
-inline std::filesystem::path RoomForFiles(const TemporaryDirectory& directory,
-                                          const std::string& name) {
-  // NOLINTNEXTLINE(concurrency-mt-unsafe)
-  if (std::getenv("CATNAP_EMULATED_HOST") == nullptr) return directory.path();
-  auto room = std::filesystem::path("/scratch/ext4") / name;
-  std::filesystem::remove_all(room);
-  std::filesystem::create_directories(room);
-  return room;
-}
+// A fresh directory where files can have holes, removed with its content. Tests
+// run side by side: each has its own.
+class RoomForFiles {
+ public:
+  RoomForFiles() : room_(directory_.path()) {
+    // NOLINTNEXTLINE(concurrency-mt-unsafe)
+    if (std::getenv("CATNAP_EMULATED_HOST") == nullptr) return;
+    room_ = "/scratch/ext4" / room_.filename();
+    std::filesystem::create_directories(room_);
+  }
+  RoomForFiles(const RoomForFiles&) = delete;
+  RoomForFiles& operator=(const RoomForFiles&) = delete;
+  ~RoomForFiles() {
+    std::error_code ignored;
+    std::filesystem::remove_all(room_, ignored);
+  }
+
+  const std::filesystem::path& path() const { return room_; }
+
+ private:
+  const TemporaryDirectory directory_;
+  std::filesystem::path room_;
+};
 
 }  // namespace catnap::test
 

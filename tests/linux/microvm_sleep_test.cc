@@ -8,7 +8,6 @@
 #include "catnap/catnap.h"
 #include "linux/busybox_root.h"
 #include "support/tcp.h"
-#include "support/temporary_directory.h"
 
 // MicroVMs that sleep, by the public API.
 
@@ -48,8 +47,8 @@ std::string Fetch(const Forward& forward) {
 }
 
 TEST_CASE("A MicroVM falls asleep, wakes for who needs it, outlives its Host") {
-  const test::TemporaryDirectory directory;
-  const auto room = test::RoomForFiles(directory, "catnap-microvm-sleep");
+  const test::RoomForFiles files;
+  const auto& room = files.path();
   auto host = Host::Open({.state_dir = room / "state"});
   REQUIRE(host.ok());
   const ImageSpec spec = WebServer(room);

@@ -11,7 +11,6 @@
 
 #include "catnap/catnap.h"
 #include "linux/busybox_root.h"
-#include "support/temporary_directory.h"
 
 namespace catnap {
 namespace {
@@ -34,8 +33,8 @@ class Greeter final : public GuestService {
 };
 
 TEST_CASE("A MicroVM of a directory is used like a machine") {
-  const test::TemporaryDirectory directory;
-  const auto room = test::RoomForFiles(directory, "catnap-microvm-test");
+  const test::RoomForFiles files;
+  const auto& room = files.path();
   auto host = Host::Open({.state_dir = room / "state"});
   INFO(host.status().ToString());
   REQUIRE(host.ok());
@@ -99,8 +98,8 @@ TEST_CASE("A MicroVM of a directory is used like a machine") {
 }
 
 TEST_CASE("A guest that switches itself off or ends its application is over") {
-  const test::TemporaryDirectory directory;
-  const auto room = test::RoomForFiles(directory, "catnap-microvm-test");
+  const test::RoomForFiles files;
+  const auto& room = files.path();
   auto host = Host::Open({.state_dir = room / "state"});
   REQUIRE(host.ok());
   ImageSpec spec =

@@ -19,7 +19,6 @@
 #include "runtime/machine_factory.h"
 #include "runtime/root_disk.h"
 #include "support/machine_fixture.h"
-#include "support/temporary_directory.h"
 
 // Guests that sleep, wake and are copied, at the seam below MicroVMs.
 
@@ -33,8 +32,7 @@ constexpr uint64_t kDiskBytes = uint64_t{1} << 30;
 // What a Host has for its guests.
 class Sleepers {
  public:
-  explicit Sleepers(uint32_t vcpus = 1)
-      : room_(test::RoomForFiles(directory_, "catnap-sleep-test")) {
+  explicit Sleepers(uint32_t vcpus = 1) {
     auto loop = io::EventLoop::Create({});
     REQUIRE(loop.ok());
     loop_ = *std::move(loop);
@@ -53,20 +51,15 @@ class Sleepers {
     image->disk_id = *id;
     const absl::Status built =
         BuildRootDisk({.kind = RootSource::Kind::kDirectory,
-                       .path = test::MakeBusyboxRoot(room_)},
+                       .path = test::MakeBusyboxRoot(room_.path())},
                       image->directory / kRootDiskName, kDiskBytes, {}, {});
     INFO(built.ToString());
     REQUIRE(built.ok());
     image_ = std::move(image);
   }
-  ~Sleepers() {
-    factory_.reset();
-    loop_.reset();
-    std::filesystem::remove_all(room_);
-  }
 
   std::filesystem::path Make(const std::string& name) {
-    auto path = room_ / name;
+    auto path = room_.path() / name;
     std::filesystem::create_directories(path);
     return path;
   }
@@ -100,8 +93,7 @@ class Sleepers {
   }
 
  private:
-  const test::TemporaryDirectory directory_;
-  const std::filesystem::path room_;
+  const test::RoomForFiles room_;
   base::SystemClock clock_;
   std::unique_ptr<io::EventLoop> loop_;
   std::unique_ptr<MachineFactory> factory_;
