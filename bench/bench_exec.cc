@@ -29,11 +29,13 @@ struct Counts {
   std::optional<double> system_calls{};
 };
 
-Counts Count(const vmm::Machine& machine, const SyscallCounter& syscalls) {
+Counts Count(vmm::Machine& machine, const SyscallCounter& syscalls) {
   Counts counts{.user_exits = static_cast<double>(machine.user_exits())};
+  Check("pause", machine.Pause());
   if (const auto exits = machine.ReadKvmStat("exits"); exits.ok()) {
     counts.exits = static_cast<double>(*exits);
   }
+  Check("go on", machine.Start());
   if (const auto calls = syscalls.count(); calls.has_value()) {
     counts.system_calls = static_cast<double>(*calls);
   }

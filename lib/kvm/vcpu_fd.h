@@ -83,8 +83,7 @@ class VcpuFd {
   // not count the time. Nothing happens to one without.
   void ClockPaused() const;
 
-  // A counter of the kernel's by its name, such as "exits" (KVM_GET_STATS_FD);
-  // at any time, from any thread.
+  // A counter of the kernel's by its name, such as "exits" (KVM_GET_STATS_FD).
   // Errors: NOT_FOUND, no such counter; UNIMPLEMENTED, a kernel before 5.14.
   absl::StatusOr<uint64_t> ReadStat(std::string_view name) const;
   // Inside KVM_RUN every signal but `kick_signal` is blocked.

@@ -185,8 +185,9 @@ class Machine final : private VcpuThread::EndSink {
   // vCPUs: what register pages and ioeventfds are there to avoid.
   uint64_t user_exits() const;
 
-  // A counter that KVM keeps for each vCPU, such as "exits", summed up. Errors:
-  // as kvm::VcpuFd::ReadStat().
+  // A counter that KVM keeps for each vCPU, such as "exits", summed up. In a
+  // guest that runs it waits until the vCPUs are back from it, which an idle
+  // one's never are: Pause() first. Errors: as kvm::VcpuFd::ReadStat().
   absl::StatusOr<uint64_t> ReadKvmStat(std::string_view name) const;
 
   // CPU time of all vCPU threads: of the guest, and of what the VMM did for it
