@@ -79,7 +79,7 @@ boot_catnap() {
 boot_qemu() {
   local without=${1:-}
   exec qemu-system-x86_64 \
-    -M microvm,pic=off,pit=off,rtc=off,acpi=on,x-option-roms=off \
+    -M microvm,pic=off,pit=off,rtc=off,acpi=on,ioapic2=off,x-option-roms=off \
     -M auto-kernel-cmdline=off -bios qboot.rom -cpu "host$without" -smp 1 -m 128 \
     -accel kvm,kernel-irqchip=on -nodefaults -no-user-config -display none \
     -no-reboot -serial stdio \

@@ -86,7 +86,7 @@ std::vector<std::string> Arguments(const QemuGuest::Options& options) {
       "KILL",
       "qemu-system-x86_64",
       "-M",
-      "microvm,pic=off,pit=off,rtc=off,acpi=on,x-option-roms=off",
+      "microvm,pic=off,pit=off,rtc=off,acpi=on,ioapic2=off,x-option-roms=off",
       "-M",
       "auto-kernel-cmdline=off",
       "-bios",

@@ -3,7 +3,6 @@
 
 #include <cstdlib>
 #include <filesystem>
-#include <system_error>
 
 #include "support/temporary_directory.h"
 
@@ -25,28 +24,22 @@ inline std::filesystem::path MakeBusyboxRoot(
   return root;
 }
 
-// A fresh directory where files can have holes, removed with its content. Tests
-// run side by side: each has its own.
+// A fresh directory where files can have holes. Tests run side by side: each
+// has its own.
 class RoomForFiles {
  public:
-  RoomForFiles() : room_(directory_.path()) {
-    // NOLINTNEXTLINE(concurrency-mt-unsafe)
-    if (std::getenv("CATNAP_EMULATED_HOST") == nullptr) return;
-    room_ = "/scratch/ext4" / room_.filename();
-    std::filesystem::create_directories(room_);
-  }
-  RoomForFiles(const RoomForFiles&) = delete;
-  RoomForFiles& operator=(const RoomForFiles&) = delete;
-  ~RoomForFiles() {
-    std::error_code ignored;
-    std::filesystem::remove_all(room_, ignored);
-  }
-
-  const std::filesystem::path& path() const { return room_; }
+  const std::filesystem::path& path() const { return path_; }
 
  private:
-  const TemporaryDirectory directory_;
-  std::filesystem::path room_;
+  static std::filesystem::path Parent() {
+    // NOLINTNEXTLINE(concurrency-mt-unsafe)
+    return std::getenv("CATNAP_EMULATED_HOST") == nullptr
+               ? std::filesystem::temp_directory_path()
+               : "/scratch/ext4";
+  }
+
+  const TemporaryDirectory directory_{Parent()};
+  const std::filesystem::path path_ = directory_.path();
 };
 
 }  // namespace catnap::test

@@ -8,11 +8,12 @@
 
 namespace catnap::test {
 
-// A fresh directory in $TMPDIR (or /tmp), removed with its content.
+// A fresh directory in `parent` ($TMPDIR or /tmp), removed with its content.
 class TemporaryDirectory {
  public:
-  TemporaryDirectory()
-      : path_(std::filesystem::temp_directory_path() / "catnap-test-XXXXXX") {
+  explicit TemporaryDirectory(const std::filesystem::path& parent =
+                                  std::filesystem::temp_directory_path())
+      : path_(parent / "catnap-test-XXXXXX") {
     if (::mkdtemp(path_.data()) == nullptr) path_.clear();
   }
   TemporaryDirectory(const TemporaryDirectory&) = delete;

@@ -37,7 +37,7 @@ absl::StatusOr<FreezeReport> FreezeNow(Client* client,
   std::promise<absl::StatusOr<FreezeReport>> done;
   // A busy machine's programs take long to stop.
   FreezeOptions patient = options;
-  if (patient.bound == FreezeOptions().bound) patient.bound = 5s;
+  if (patient.bound == FreezeOptions().bound) patient.bound = 30s;
   Freeze(client, patient, std::nullopt,
          [&done](absl::StatusOr<FreezeReport> report) {
            done.set_value(std::move(report));
@@ -73,7 +73,8 @@ bool CanFreeze() {
   return false;
 }
 
-// A program that counts into a file for ever, in a child of a child.
+// A program that counts into a file for ever, in a child of a child. The file
+// is in memory: who waits for a busy disk does not freeze.
 class Counter {
  public:
   explicit Counter(Client* client, uint64_t timeout_ms = 0) {
@@ -85,14 +86,17 @@ class Counter {
     request.timeout_ms = timeout_ms;
     request.report_start = true;
     ProcessEvents events;
-    events.on_started = [this](const Started& s) { started_.set_value(s); };
-    events.on_exit = [this](absl::StatusOr<ExitReport> report) {
-      ended_.set_value(std::move(report));
+    // They outlive a counter whose test has failed.
+    events.on_started = [told = told_](const Started& s) {
+      told->started.set_value(s);
+    };
+    events.on_exit = [told = told_](absl::StatusOr<ExitReport> report) {
+      told->ended.set_value(std::move(report));
     };
     auto process = GuestProcess::Start(client, request, std::move(events));
     REQUIRE(process.ok());
     process_ = *std::move(process);
-    id_ = started_.get_future().get().process_id;
+    id_ = told_->started.get_future().get().process_id;
     while (Content(path_).empty()) std::this_thread::sleep_for(1ms);
   }
   // Soon; a busy machine gives it little time.
@@ -100,7 +104,7 @@ class Counter {
   bool StandsStill() const { return !Changes(100ms); }
   uint64_t id() const { return id_; }
   GuestProcess* process() { return process_.get(); }
-  absl::StatusOr<ExitReport> Join() { return ended_.get_future().get(); }
+  absl::StatusOr<ExitReport> Join() { return told_->ended.get_future().get(); }
 
  private:
   bool Changes(std::chrono::milliseconds time) const {
@@ -113,10 +117,13 @@ class Counter {
     return false;
   }
 
-  const test::TemporaryDirectory directory_;
+  struct Told {
+    std::promise<Started> started;
+    std::promise<absl::StatusOr<ExitReport>> ended;
+  };
+  const test::TemporaryDirectory directory_{"/dev/shm"};
   const std::string path_ = directory_.File("count");
-  std::promise<Started> started_;
-  std::promise<absl::StatusOr<ExitReport>> ended_;
+  const std::shared_ptr<Told> told_ = std::make_shared<Told>();
   std::shared_ptr<GuestProcess> process_;
   uint64_t id_ = 0;
 };
