@@ -7,6 +7,7 @@
 #include <array>
 #include <cerrno>
 #include <climits>
+#include <limits>
 #include <map>
 #include <string>
 #include <utility>
@@ -127,19 +128,18 @@ class TreeReader {
     constexpr off_t kStatBlockBytes = 512;
     const bool sparse = info.st_blocks * kStatBlockBytes < info.st_size;
     off_t offset = 0;
+    off_t data_end = sparse ? 0 : info.st_size;
     while (!ended_ && (sparse || offset < info.st_size)) {
-      size_t want = kRecordDataBytes;
-      if (sparse) {
+      // Asked for once for each run of data: tmpfs looks at every page of it.
+      if (sparse && offset >= data_end) {
         const off_t data = ::lseek(fd.get(), offset, SEEK_DATA);
         if (data < 0 && errno == ENXIO) break;  // Only a hole is left.
         if (data > offset) offset = data;
-        const off_t hole = ::lseek(fd.get(), offset, SEEK_HOLE);
-        if (hole > offset) {
-          want = std::min(want, static_cast<size_t>(hole - offset));
-        }
-      } else {
-        want = std::min(want, static_cast<size_t>(info.st_size - offset));
+        data_end = ::lseek(fd.get(), offset, SEEK_HOLE);
+        if (data_end <= offset) data_end = std::numeric_limits<off_t>::max();
       }
+      const size_t want =
+          std::min(kRecordDataBytes, static_cast<size_t>(data_end - offset));
       entry.offset = static_cast<uint64_t>(offset);
       entry.data.resize(want);
       const ssize_t got = ::pread(fd.get(), entry.data.data(), want, offset);

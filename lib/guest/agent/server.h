@@ -91,7 +91,7 @@ class Server final : private agent::Session::Handler, private Loop::Watcher {
   std::set<uint32_t> blocked_;
   bool open_ = true;
   bool waits_for_room_ = false;
-  std::array<uint8_t, 32 << 10> received_{};
+  std::array<uint8_t, 128 << 10> received_{};
 };
 
 }  // namespace catnap::guest

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <array>
 #include <cerrno>
+#include <limits>
 #include <map>
 #include <utility>
 
@@ -102,6 +103,7 @@ class TreeOutTask final : public SourceTask {
           return;
         }
         offset_ = 0;
+        data_end_ = 0;
         ReadPiece(&entry);
       }
     }
@@ -117,18 +119,20 @@ class TreeOutTask final : public SourceTask {
 
   // The next bytes that are no hole; closes the file at its end.
   void ReadPiece(FileEntry* entry) {
-    const off_t data = lseek(fd_, offset_, SEEK_DATA);
-    if (data < 0 && errno == ENXIO) {  // Only a hole is left.
-      CloseFile();
-      return;
+    // Asked for once for each run of data: tmpfs looks at every page of it.
+    if (offset_ >= data_end_) {
+      const off_t data = lseek(fd_, offset_, SEEK_DATA);
+      if (data < 0 && errno == ENXIO) {  // Only a hole is left.
+        CloseFile();
+        return;
+      }
+      // A file system without holes says EINVAL: all is data.
+      if (data >= 0) offset_ = data;
+      data_end_ = lseek(fd_, offset_, SEEK_HOLE);
+      if (data_end_ <= offset_) data_end_ = std::numeric_limits<off_t>::max();
     }
-    // A file system without holes says EINVAL: all is data.
-    if (data >= 0) offset_ = data;
-    size_t want = agent::kRecordDataBytes;
-    const off_t hole = lseek(fd_, offset_, SEEK_HOLE);
-    if (hole > offset_) {
-      want = std::min(want, static_cast<size_t>(hole - offset_));
-    }
+    const size_t want = std::min(agent::kRecordDataBytes,
+                                 static_cast<size_t>(data_end_ - offset_));
     entry->offset = static_cast<uint64_t>(offset_);
     entry->data.resize(want);
     const ssize_t got = pread(fd_, entry->data.data(), want, offset_);
@@ -154,6 +158,7 @@ class TreeOutTask final : public SourceTask {
   FTS* tree_ = nullptr;
   int fd_ = -1;  // The file whose content is being sent.
   off_t offset_ = 0;
+  off_t data_end_ = 0;  // Where the next hole starts.
   uint64_t files_ = 0;
   std::map<std::pair<dev_t, ino_t>, std::string> links_;
 };
