@@ -280,6 +280,9 @@ absl::Status Vm::Close(bool suspend, Time deadline) {
   if (runs || state() == MicroVMState::kSuspending) {
     status = SuspendAs(Cause::kClose, agent::CallLimits(deadline),
                        "the Host was closed");
+    // Who ends it meanwhile does not want it stored.
+    const base::MutexLock lock(&mutex_);
+    if (ending_) status = absl::OkStatus();
   }
   Finish(TerminationReason::kRequested, "the Host was closed", /*keep=*/true);
   return status;

@@ -253,7 +253,11 @@ TEST_CASE("Snapshots, forks, suspends and ends from many threads") {
   });
   std::this_thread::sleep_for(500ms);
   SECTION("terminated") { CHECK(vm.Terminate().ok()); }
-  SECTION("closed") { CHECK(host.host().Close().ok()); }
+  SECTION("closed") {
+    const absl::Status closed = host.host().Close();
+    INFO(closed.ToString());
+    CHECK(closed.ok());
+  }
   SECTION("left alone") {}
   stop = true;
   for (std::thread& thread : threads) thread.join();
