@@ -3,6 +3,7 @@
  * connection at a time, one buffer, no other work.
  *
  *   guest_peer vsock-sink PORT     takes what comes to the end, answers 1 byte
+ *   guest_peer vsock-store PORT FILE   the same, and writes it to FILE
  *   guest_peer vsock-echo PORT     answers every byte
  *   guest_peer vsock-source PORT BYTES   sends, waits for 1 byte
  *   guest_peer tcp-sink | tcp-echo | tcp-source ...   on the loopback
@@ -12,6 +13,7 @@
  *   guest_peer net-up INTERFACE ADDRESS MASK GATEWAY
  */
 #include <arpa/inet.h>
+#include <fcntl.h>
 #include <linux/vm_sockets.h>
 #include <net/if.h>
 #include <net/route.h>
@@ -49,10 +51,19 @@ static int SendAll(int fd, long long bytes) {
   return 0;
 }
 
-static void Serve(int fd, const char* what, long long bytes) {
+static void Serve(int fd, const char* what, const char* argument) {
   ssize_t got;
   if (strcmp(what, "source") == 0) {
-    if (SendAll(fd, bytes) == 0 && read(fd, buffer, 1) < 0) Fail("read");
+    if (SendAll(fd, atoll(argument)) == 0 && read(fd, buffer, 1) < 0) Fail("read");
+    return;
+  }
+  if (strcmp(what, "store") == 0) {
+    const int file = open(argument, O_WRONLY | O_CREAT | O_TRUNC, 0600);
+    while ((got = read(fd, buffer, sizeof(buffer))) > 0) {
+      if (write(file, buffer, (size_t)got) != got) return;
+    }
+    close(file);
+    if (write(fd, buffer, 1) != 1) Fail("write");
     return;
   }
   while ((got = read(fd, buffer, sizeof(buffer))) > 0) {
@@ -157,7 +168,7 @@ int main(int argc, char** argv) {
     const int fd = accept(listener, NULL, NULL);
     if (fd < 0) return Fail("accept");
     setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
-    Serve(fd, strchr(argv[1], '-') + 1, argc > 3 ? atoll(argv[3]) : 0);
+    Serve(fd, strchr(argv[1], '-') + 1, argc > 3 ? argv[3] : "0");
     close(fd);
   }
 }
