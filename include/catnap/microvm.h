@@ -146,9 +146,11 @@ class CATNAP_EXPORT MicroVM {
   // Of one machine, or both empty.
   friend CATNAP_EXPORT bool operator==(const MicroVM& a, const MicroVM& b);
 
-  // Starts a machine from `image` and returns when its application is ready
-  // (ImageSpec::ready), or its agent when there is none. Blocks: the guest
-  // boots. Failed or cancelled it leaves nothing.
+  // Starts a machine from `image`: it goes on where the image's build left it,
+  // its application ready, with an identity of its own. With RunOptions::disks
+  // the guest boots instead, and is waited for until its application is ready
+  // (ImageSpec::ready), or its agent when there is none. Blocks. Failed or
+  // cancelled it leaves nothing.
   // Errors:
   //   INVALID_ARGUMENT     an option, by name; an image of another Host
   //   ALREADY_EXISTS       the id is taken

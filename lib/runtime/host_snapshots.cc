@@ -118,13 +118,16 @@ absl::StatusOr<std::shared_ptr<SnapshotData>> HostCore::Take(
   }
   CATNAP_ASSIGN_OR_RETURN(
       std::shared_ptr<CapturedGuest> captured,
-      vm->Capture(
-          limits, [&](const std::filesystem::path& sleeps_in) -> absl::Status {
-            if (source.files == nullptr) {
-              CATNAP_ASSIGN_OR_RETURN(source.files, snapshots_->NewFiles());
-            }
-            return LinkDirectory(sleeps_in, source.files->guest());
-          }));
+      vm->Capture(limits,
+                  [&](const std::filesystem::path& sleeps_in,
+                      uint64_t own_bytes) -> absl::Status {
+                    record.own_bytes = own_bytes;
+                    if (source.files == nullptr) {
+                      CATNAP_ASSIGN_OR_RETURN(source.files,
+                                              snapshots_->NewFiles());
+                    }
+                    return LinkDirectory(sleeps_in, source.files->guest());
+                  }));
   if (captured != nullptr) record.own_bytes = captured->own_bytes();
   if (captured != nullptr && stored) {
     StoreOptions store;

@@ -122,7 +122,8 @@ absl::Status HostCore::BuildGuest(ImageRecord* record, const ImageSpec& spec,
   CATNAP_RETURN_IF_ERROR(vm->Prepare());
   CATNAP_RETURN_IF_ERROR(vm->Start(limits));
   const auto captured = vm->Capture(
-      limits, [](const std::filesystem::path&) { return absl::OkStatus(); });
+      limits, [](const std::filesystem::path& /*sleeps_in*/,
+                 uint64_t /*own_bytes*/) { return absl::OkStatus(); });
   if (!captured.ok()) return captured.status();
   telling->Phase(BuildPhase::kSnapshotting, record->name);
   const std::filesystem::path guest = draft->directory() / kImageGuestName;

@@ -110,11 +110,11 @@ class Vm : public std::enable_shared_from_this<Vm> {
 
   // A copy of a guest that runs, which goes on. When it sleeps: null, after
   // `if_asleep` was called with the directory of its state, which stays during
-  // the call. Blocks. Errors: as Guest::Capture(); FAILED_PRECONDITION, it has
-  // only its disk.
+  // the call, and how many bytes of its memory are its own. Blocks. Errors: as
+  // Guest::Capture(); FAILED_PRECONDITION, it has only its disk.
   absl::StatusOr<std::shared_ptr<CapturedGuest>> Capture(
       const agent::CallLimits& limits,
-      const std::function<absl::Status(const std::filesystem::path&)>&
+      const std::function<absl::Status(const std::filesystem::path&, uint64_t)>&
           if_asleep);
 
   // What every use of the guest begins with: it runs when this returns OK,

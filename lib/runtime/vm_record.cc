@@ -53,6 +53,7 @@ enum Field : uint32_t {
   kClock = 25,
   kMemory = 26,
   kTrustDomain = 27,
+  kOwnBytes = 28,
 };
 enum IdleField : uint32_t {
   kIdleAfter = 1,
@@ -373,6 +374,9 @@ bool DecodeField(state::StateDecoder& in, VmRecord* record) {
     case kStoredBytes:
       record->stored_bytes = in.U64();
       return true;
+    case kOwnBytes:
+      record->own_bytes = in.U64();
+      return true;
     default:
       return DecodeOption(in, record);
   }
@@ -411,6 +415,7 @@ absl::StatusOr<std::vector<uint8_t>> EncodeVmRecord(const VmRecord& record) {
   out.Unsigned(kBytesWritten, record.bytes_written);
   out.Unsigned(kBytesRead, record.bytes_read);
   out.Unsigned(kStoredBytes, record.stored_bytes);
+  out.Unsigned(kOwnBytes, record.own_bytes);
   if (options.idle_policy.has_value()) EncodeIdle(out, *options.idle_policy);
   if (options.max_lifetime.has_value()) {
     out.Unsigned(kMaxLifetime, MillisOf(*options.max_lifetime));

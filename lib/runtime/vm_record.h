@@ -35,6 +35,8 @@ struct VmRecord {
   Millis running{0}, suspended{0};
   double vcpu_seconds = 0;
   uint64_t bytes_written = 0, bytes_read = 0, stored_bytes = 0;
+  // Of its memory then, what its image does not share.
+  uint64_t own_bytes = 0;
 };
 
 inline constexpr size_t kMaxVmRecordBytes = 4 << 20;

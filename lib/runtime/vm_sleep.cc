@@ -237,6 +237,7 @@ absl::Status Vm::PublishSleep(uint64_t number, const StoredSizes& sizes,
   record.suspended_at = environment_.clock->WallNow();
   record.bytes_written += sizes.stored_bytes;
   record.stored_bytes = sizes.stored_bytes;
+  record.own_bytes = sizes.own_bytes;
   CATNAP_RETURN_IF_ERROR(store_.PublishSnapshot(record));
   const base::MutexLock lock(&mutex_);
   record_.snapshot = record.snapshot;
@@ -245,6 +246,7 @@ absl::Status Vm::PublishSleep(uint64_t number, const StoredSizes& sizes,
   record_.suspended_at = record.suspended_at;
   record_.bytes_written = record.bytes_written;
   record_.stored_bytes = record.stored_bytes;
+  record_.own_bytes = record.own_bytes;
   sleeps_in_ = store_.SnapshotPath(number);
   text_ = why;
   awake_since_.reset();
@@ -387,7 +389,7 @@ absl::Status Vm::StartAgain(const agent::CallLimits& limits) {
 
 absl::StatusOr<std::shared_ptr<CapturedGuest>> Vm::Capture(
     const agent::CallLimits& limits,
-    const std::function<absl::Status(const std::filesystem::path&)>&
+    const std::function<absl::Status(const std::filesystem::path&, uint64_t)>&
         if_asleep) {
   const std::stop_callback wake(limits.stop, [this] {
     const base::MutexLock lock(&mutex_);
@@ -395,6 +397,7 @@ absl::StatusOr<std::shared_ptr<CapturedGuest>> Vm::Capture(
   });
   std::shared_ptr<Guest> guest;
   std::filesystem::path asleep_in;
+  uint64_t own_bytes = 0;
   std::stop_source stop;
   {
     const base::MutexLock lock(&mutex_);
@@ -412,6 +415,7 @@ absl::StatusOr<std::shared_ptr<CapturedGuest>> Vm::Capture(
       }
       asleep_in = sleeps_in_.empty() ? store_.SnapshotPath(record_.snapshot)
                                      : sleeps_in_;
+      own_bytes = record_.own_bytes;
     }
     BeginMoveLocked(Move::kCapturing);
     stop = move_stop_;
@@ -419,7 +423,7 @@ absl::StatusOr<std::shared_ptr<CapturedGuest>> Vm::Capture(
   }
   absl::StatusOr<std::shared_ptr<CapturedGuest>> captured(nullptr);
   if (!asleep_in.empty()) {
-    const absl::Status taken = if_asleep(asleep_in);
+    const absl::Status taken = if_asleep(asleep_in, own_bytes);
     if (!taken.ok()) captured = taken;
   } else {
     const std::stop_callback by_caller(

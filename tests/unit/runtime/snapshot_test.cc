@@ -49,6 +49,7 @@ TEST_CASE("A snapshot is restored, and goes with its last handle") {
   REQUIRE(snapshot.ok());
   CHECK(vm.state() == state);
   CHECK(snapshot->memory_bytes() == uint64_t{512} << 20);
+  CHECK(snapshot->own_bytes() == std::string("counted to 7").size());
   CHECK((snapshot->stored_bytes() > 0) == (options.where == Where::kStore));
   CHECK_FALSE(snapshot->id().empty());
   CHECK(snapshot->Verify().ok());
