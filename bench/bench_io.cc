@@ -429,7 +429,8 @@ void Bench::MeasureMemory() {
                   1024 / more);
   report_.Add("mem/descriptors_per_vm", "count",
               static_cast<double>(CountDescriptors() - descriptors) / more);
-  // Once it has done all that it does: the kernel adds pages up every 64 faults.
+  // Once it has done all that it does: the kernel adds pages up every 64
+  // faults.
   const std::string file = room_ / "file";
   WriteFileOf(file, kStreamBytes / 4);
   for (int i = 0; i < 100; ++i) guests[0]->Exec({"/bin/true"});

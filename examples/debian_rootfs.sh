@@ -1,6 +1,7 @@
 #!/bin/bash
 # Makes a root file system of Debian 12 with Python (all of its standard
-# library), tar and fio, as a tar, from this machine's apt sources.
+# library), Flask and gunicorn, tar and fio, and the application of web/ in
+# /srv/web, as a tar, from this machine's apt sources.
 #
 #   examples/debian_rootfs.sh
 #
@@ -14,7 +15,7 @@ set -euo pipefail
 
 project=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 suite=bookworm
-packages=python3,fio,tar,coreutils
+packages=python3,python3-flask,gunicorn,fio,tar,coreutils
 
 fail() {
   echo "debian_rootfs.sh: $*" >&2
@@ -24,7 +25,7 @@ fail() {
 (($# == 0)) || fail "takes no arguments"
 hash=$({
   echo "$suite $packages"
-  cat "${BASH_SOURCE[0]}"
+  cat "${BASH_SOURCE[0]}" "$project"/examples/web/*
 } | sha256sum | cut -c 1-16)
 cache=${CATNAP_CACHE:-$HOME/.cache/catnap}/debian-rootfs
 result=$cache/$hash
@@ -50,6 +51,7 @@ if [[ ! -d $result ]]; then
       --dpkgopt='path-exclude=/usr/share/locale/*' \
       --dpkgopt='path-exclude=/usr/share/doc/*' \
       --dpkgopt='path-include=/usr/share/doc/*/copyright' \
+      --customize-hook="copy-in '$project/examples/web' /srv" \
       "$suite" "$work/result/rootfs.tar" >"$work/log" 2>&1 9>&- || {
       tail -n 20 "$work/log" >&2
       fail "mmdebstrap failed (the end of its output is above)"

@@ -5,8 +5,6 @@
 // The program may ask the host for something by a GuestService, at
 // http://host.catnap:8000/; files go in and out; a web server in the guest
 // answers through a forwarded port. Says how long each step took.
-#include <netdb.h>
-#include <sys/socket.h>
 #include <unistd.h>
 
 #include <array>
@@ -20,10 +18,13 @@
 #include <thread>
 
 #include "catnap/catnap.h"
+#include "support.h"
 
 namespace {
 
-using Clock = std::chrono::steady_clock;
+using examples::Fail;
+using examples::Fetch;
+using examples::Step;
 using namespace std::chrono_literals;
 
 constexpr uint16_t kServicePort = 8000;
@@ -36,22 +37,6 @@ with urllib.request.urlopen("http://host.catnap:8000/") as answer:
     print("the host says:", answer.read().decode())
 open("/tmp/result.txt", "w").write("written in the guest\n")
 )";
-
-// Shows what a step took when it ends.
-class Step {
- public:
-  explicit Step(const char* name) : name_(name), begin_(Clock::now()) {}
-  ~Step() {
-    const std::chrono::duration<double, std::milli> took =
-        Clock::now() - begin_;
-    std::printf("%-44s %9.1f ms\n", name_, took.count());
-    std::fflush(stdout);
-  }
-
- private:
-  const char* const name_;
-  const Clock::time_point begin_;
-};
 
 // A function of this program that guests may call, by HTTP.
 class HostFunction final : public catnap::GuestService {
@@ -70,35 +55,6 @@ class HostFunction final : public catnap::GuestService {
     if (::write(connection.get(), answer.data(), answer.size()) < 0) return;
   }
 };
-
-// What a web server at the address answers to GET /.
-std::string Fetch(const catnap::HostAddress& address) {
-  addrinfo* found = nullptr;
-  const std::string port = std::to_string(address.port);
-  if (::getaddrinfo(address.host.c_str(), port.c_str(), nullptr, &found) != 0) {
-    return "";
-  }
-  const catnap::UniqueFd fd(::socket(found->ai_family, SOCK_STREAM, 0));
-  const bool connected =
-      ::connect(fd.get(), found->ai_addr, found->ai_addrlen) == 0;
-  ::freeaddrinfo(found);
-  const std::string request = "GET / HTTP/1.0\r\n\r\n";
-  if (!connected || ::write(fd.get(), request.data(), request.size()) < 0) {
-    return "";
-  }
-  std::string answer;
-  std::array<char, 4096> buffer{};
-  for (ssize_t got = 0;
-       (got = ::read(fd.get(), buffer.data(), buffer.size())) > 0;) {
-    answer.append(buffer.data(), static_cast<size_t>(got));
-  }
-  return answer;
-}
-
-int Fail(const char* what, const absl::Status& status) {
-  std::fprintf(stderr, "%s: %s\n", what, status.ToString().c_str());
-  return 1;
-}
 
 // The program's text; false when it cannot be read.
 bool ReadProgram(int argc, char** argv, std::string* program) {

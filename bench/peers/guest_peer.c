@@ -54,7 +54,8 @@ static int SendAll(int fd, long long bytes) {
 static void Serve(int fd, const char* what, const char* argument) {
   ssize_t got;
   if (strcmp(what, "source") == 0) {
-    if (SendAll(fd, atoll(argument)) == 0 && read(fd, buffer, 1) < 0) Fail("read");
+    if (SendAll(fd, atoll(argument)) == 0 && read(fd, buffer, 1) < 0)
+      Fail("read");
     return;
   }
   if (strcmp(what, "store") == 0) {

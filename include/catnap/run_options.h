@@ -96,7 +96,9 @@ struct RunOptions {
   // without IFF_VNET_HDR. `egress` applies to it as well. Not stored: after a
   // restart of the host process the built-in network takes its place.
   std::shared_ptr<UniqueFd> tap{};
-  std::vector<Disk> disks{};  // At most ImageSpec::extra_disk_slots.
+  // At most ImageSpec::extra_disk_slots. With any, the guest boots instead of
+  // going on from the image's memory.
+  std::vector<Disk> disks{};
   std::optional<double> cpu_limit{};
   // The application's stdout and stderr, line by line: sources "app.stdout" and
   // "app.stderr".
