@@ -10,6 +10,7 @@
 #include "catnap/host.h"
 #include "catnap/image.h"
 #include "catnap/microvm.h"
+#include "catnap/snapshot.h"
 
 namespace catnap::async {
 
@@ -20,9 +21,14 @@ namespace catnap::async {
 template <typename T>
 using Done = absl::AnyInvocable<void(absl::StatusOr<T>) &&>;
 
-// As MicroVM::Run(), on a thread of the library's while the guest boots.
+// As MicroVM::Run(), on a thread of the library's while the guest comes up.
 CATNAP_EXPORT void Run(Host& host, Image image, RunOptions options,
                        CallOptions call, Done<MicroVM> done);
+// As MicroVM::Restore() and TakeSnapshot(), likewise on a thread each.
+CATNAP_EXPORT void Restore(Host& host, Snapshot snapshot, RunOptions options,
+                           CallOptions call, Done<MicroVM> done);
+CATNAP_EXPORT void TakeSnapshot(MicroVM vm, SnapshotOptions options,
+                                CallOptions call, Done<Snapshot> done);
 // As MicroVM::Exec(); takes no thread.
 CATNAP_EXPORT void Exec(MicroVM vm, Command command, CallOptions call,
                         Done<ExecResult> done);

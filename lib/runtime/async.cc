@@ -49,6 +49,21 @@ class StatusAnswer {
   DoneStatus done_;
 };
 
+// Has a thread of the core's own make the call, and the executor hear of it.
+template <typename T, typename Call>
+void OnThread(runtime::HostCore& core, Done<T> done, Call call) {
+  const std::shared_ptr<Executor> executor = core.executor();
+  // Shared, as a thread that does not start destroys its task.
+  const auto kept = std::make_shared<Done<T>>(std::move(done));
+  // Close() joins the thread: the core is there as long as it runs.
+  const absl::Status started =
+      core.RunOnThread([executor, kept, call = std::move(call)]() mutable {
+        Finish<T>(executor, std::move(*kept), std::move(call)());
+      });
+  // A closed Host has no executor any more.
+  if (!started.ok()) std::move (*kept)(started);
+}
+
 void Sleep(const MicroVM& vm, const CallOptions& call, bool suspend,
            DoneStatus done) {
   const auto machine = runtime::HostCore::VmOf(vm);
@@ -73,18 +88,39 @@ void Sleep(const MicroVM& vm, const CallOptions& call, bool suspend,
 void Run(Host& host, Image image, RunOptions options, CallOptions call,
          Done<MicroVM> done) {
   runtime::HostCore& core = runtime::HostCore::Of(host);
-  const std::shared_ptr<Executor> executor = core.executor();
-  // Shared, as a thread that does not start destroys its task.
-  const auto kept = std::make_shared<Done<MicroVM>>(std::move(done));
-  // Close() joins the thread: the core is there as long as it runs.
-  const absl::Status started = core.RunOnThread(
-      [&core, executor, kept, image = std::move(image),
-       options = std::move(options), call = std::move(call)]() mutable {
-        Finish<MicroVM>(executor, std::move(*kept),
-                        core.Run(image, std::move(options), call));
+  OnThread<MicroVM>(
+      core, std::move(done),
+      [&core, image = std::move(image), options = std::move(options),
+       call = std::move(call)]() mutable {
+        return core.Run(image, std::move(options), call);
       });
-  // A closed Host has no executor any more.
-  if (!started.ok()) std::move (*kept)(started);
+}
+
+void Restore(Host& host, Snapshot snapshot, RunOptions options,
+             CallOptions call, Done<MicroVM> done) {
+  runtime::HostCore& core = runtime::HostCore::Of(host);
+  OnThread<MicroVM>(
+      core, std::move(done),
+      [&core, snapshot = std::move(snapshot), options = std::move(options),
+       call = std::move(call)]() mutable {
+        return core.Restore(snapshot, std::move(options), call);
+      });
+}
+
+void TakeSnapshot(MicroVM vm, SnapshotOptions options, CallOptions call,
+                  Done<Snapshot> done) {
+  const auto core = runtime::HostCore::OfVm(vm);
+  const auto machine = runtime::HostCore::VmOf(vm);
+  if (!core.ok() || !machine.ok()) {
+    std::move(done)(core.ok() ? machine.status() : core.status());
+    return;
+  }
+  OnThread<Snapshot>(
+      **core, std::move(done),
+      [&core = **core, machine = *machine, options = std::move(options),
+       call = std::move(call)]() mutable {
+        return core.TakeSnapshot(machine.get(), options, call);
+      });
 }
 
 void Exec(MicroVM vm, Command command, CallOptions call,

@@ -462,6 +462,21 @@ TEST_CASE("Asynchronous calls complete on the executor") {
     connected.set_value(fd.status());
   });
   CHECK(connected.get_future().get().code() == absl::StatusCode::kUnavailable);
+  std::promise<absl::StatusOr<Snapshot>> taken;
+  async::TakeSnapshot(*vm, {}, {}, [&](absl::StatusOr<Snapshot> snapshot) {
+    taken.set_value(std::move(snapshot));
+  });
+  const auto snapshot = taken.get_future().get();
+  REQUIRE(snapshot.ok());
+  std::promise<absl::StatusOr<MicroVM>> restored;
+  async::Restore(host.host(), *snapshot, {}, {},
+                 [&](absl::StatusOr<MicroVM> copy) {
+                   restored.set_value(std::move(copy));
+                 });
+  const auto copy = restored.get_future().get();
+  REQUIRE(copy.ok());
+  CHECK(copy->state() == MicroVMState::kRunning);
+  CHECK(copy->id() != vm->id());
   std::promise<absl::Status> empty;
   async::Exec(MicroVM(), Shell("true"), {},
               [&](const absl::StatusOr<ExecResult>& result) {
@@ -469,6 +484,22 @@ TEST_CASE("Asynchronous calls complete on the executor") {
               });
   CHECK(empty.get_future().get().code() ==
         absl::StatusCode::kFailedPrecondition);
+  for (const bool restore : {false, true}) {
+    std::promise<absl::Status> refused;
+    if (restore) {
+      async::Restore(host.host(), Snapshot(), {}, {},
+                     [&](const absl::StatusOr<MicroVM>& result) {
+                       refused.set_value(result.status());
+                     });
+    } else {
+      async::TakeSnapshot(MicroVM(), {}, {},
+                          [&](const absl::StatusOr<Snapshot>& result) {
+                            refused.set_value(result.status());
+                          });
+    }
+    CHECK(refused.get_future().get().code() ==
+          absl::StatusCode::kFailedPrecondition);
+  }
 }
 
 }  // namespace
