@@ -408,21 +408,28 @@ absl::StatusOr<std::shared_ptr<CapturedGuest>> MachineGuest::Capture(
   if (error) {
     return ErrnoError(error.value(), "make {}", disk_directory.string());
   }
+  auto captured =
+      CaptureInto(disk_directory, *running, std::move(origin), limits);
+  if (!captured.ok()) std::filesystem::remove_all(disk_directory, error);
+  return captured;
+}
+
+absl::StatusOr<std::shared_ptr<CapturedGuest>> MachineGuest::CaptureInto(
+    const std::filesystem::path& disk_directory, RunningMachine& running,
+    std::shared_ptr<const vmm::GuestTemplate> origin,
+    const agent::CallLimits& limits) {
   CATNAP_ASSIGN_OR_RETURN(
       const auto capture,
-      vmm::MachineCapture::Prepare(&running->machine(), std::move(origin)));
-  CATNAP_RETURN_IF_ERROR(running->root()->PrepareFreeze());
+      vmm::MachineCapture::Prepare(&running.machine(), std::move(origin)));
+  CATNAP_RETURN_IF_ERROR(running.root()->PrepareFreeze());
   CATNAP_RETURN_IF_ERROR(FreezePrograms(kCaptureBound, limits));
   absl::StatusOr<std::shared_ptr<CapturedGuest>> captured;
-  if (absl::Status paused = running->machine().Pause(); !paused.ok()) {
+  if (absl::Status paused = running.machine().Pause(); !paused.ok()) {
     captured = std::move(paused);
   } else {
-    captured = CaptureStanding(*running, *capture, disk_directory);
+    captured = CaptureStanding(running, *capture, disk_directory);
   }
-  if (!captured.ok()) {
-    GoOn(*running);
-    std::filesystem::remove_all(disk_directory, error);
-  }
+  if (!captured.ok()) GoOn(running);
   return captured;
 }
 

@@ -109,6 +109,11 @@ class MachineGuest final : public Guest {
   absl::StatusOr<StoredSizes> StoreStanding(
       RunningMachine& running, const std::filesystem::path& directory,
       const StoreOptions& options);
+  // With the disk's part in a directory that is there; failed, the guest runs.
+  absl::StatusOr<std::shared_ptr<CapturedGuest>> CaptureInto(
+      const std::filesystem::path& disk_directory, RunningMachine& running,
+      std::shared_ptr<const vmm::GuestTemplate> origin,
+      const agent::CallLimits& limits);
   absl::StatusOr<std::shared_ptr<CapturedGuest>> CaptureStanding(
       RunningMachine& running, vmm::MachineCapture& capture,
       const std::filesystem::path& disk_directory);

@@ -233,6 +233,15 @@ TEST_CASE("A Linux guest runs on when it cannot be stored") {
             .status()
             .code() == absl::StatusCode::kCancelled);
   CHECK_FALSE(guest->Suspend("/no/such/directory", {}).ok());
+  // A copy that fails leaves nothing either.
+  CHECK_FALSE(guest
+                  ->Capture(agent::CallLimits(std::chrono::steady_clock::now(),
+                                              stop.get_token()))
+                  .ok());
+  for (const auto& entry :
+       std::filesystem::directory_iterator(host.Make("."))) {
+    CHECK(entry.path().filename().string().rfind(".captured-", 0) != 0);
+  }
   const int count = CountOf(*guest);
   std::this_thread::sleep_for(1s);
   CHECK(CountOf(*guest) > count);
