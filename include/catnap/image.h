@@ -199,8 +199,10 @@ class CATNAP_EXPORT Image {
   ImageStatus status() const;
   uint64_t memory_bytes() const;  // Of the guests; 0 for an empty handle.
   uint64_t stored_bytes() const;  // What it occupies on disk.
-  // Removes it from the disk. MicroVMs that run go on.
-  // Errors: FAILED_PRECONDITION, an empty handle.
+  // Removes it from the disk. OK when it is gone already.
+  // Errors: FAILED_PRECONDITION, an empty handle; with kInUse, a MicroVM that
+  // has not ended, awake or asleep, or a snapshot comes from it. (Those of
+  // other directories are seen while a Host of theirs is open.)
   absl::Status Delete() const;
 
  private:

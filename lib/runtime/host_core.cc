@@ -103,13 +103,18 @@ absl::Status HostCore::Prepare(const FactoryMaker& make_factory) {
                        .compression_level = options_.compression_level,
                        .clock = &clock_});
   CATNAP_ASSIGN_OR_RETURN(
-      snapshots_, SnapshotStore::Open(
-                      state_dir_ / kSnapshotsName, log_,
-                      [this](const SnapshotRecord& record) {
-                        return FindImage(record.image_name, record.image_major,
-                                         record.image_disk_id);
-                      },
-                      weak_from_this()));
+      snapshots_,
+      SnapshotStore::Open(
+          state_dir_ / kSnapshotsName, log_,
+          [this](const SnapshotRecord& record, ImageUse* use)
+              -> absl::StatusOr<std::shared_ptr<const ImageRecord>> {
+            CATNAP_ASSIGN_OR_RETURN(
+                auto image, FindImage(record.image_name, record.image_major,
+                                      record.image_disk_id));
+            CATNAP_ASSIGN_OR_RETURN(*use, images_->Use(*image));
+            return image;
+          },
+          weak_from_this()));
   return Recover();
 }
 
@@ -352,6 +357,8 @@ absl::StatusOr<std::shared_ptr<Vm>> HostCore::AddLocked(
   const std::string id = options.id;
   auto vm =
       std::make_shared<Vm>(id, image, std::move(options), EnvironmentOf(id));
+  CATNAP_ASSIGN_OR_RETURN(ImageUse use, images_->Use(*image));
+  vm->KeepImage(std::move(use));
   CATNAP_RETURN_IF_ERROR(vm->Prepare());
   vms_[id].vm = vm;
   return vm;

@@ -113,6 +113,7 @@ absl::StatusOr<std::shared_ptr<SnapshotData>> HostCore::Take(
 
   const bool stored = options.where == SnapshotOptions::Where::kStore;
   SnapshotData::Source source;
+  CATNAP_ASSIGN_OR_RETURN(source.image_use, images_->Use(vm->image()));
   if (stored) {
     CATNAP_ASSIGN_OR_RETURN(source.files, snapshots_->NewFiles());
   }
@@ -427,6 +428,7 @@ absl::StatusOr<Snapshot> HostCore::LoadSnapshot(
   CATNAP_ASSIGN_OR_RETURN(record.id, RandomName("snap-"));
   record.image_major = image->major;
   record.stored_bytes = OccupiedBytes(source.files->path());
+  CATNAP_ASSIGN_OR_RETURN(source.image_use, images_->Use(*image));
   CATNAP_ASSIGN_OR_RETURN(
       auto data,
       snapshots_->Add(std::move(record), std::move(image), std::move(source)));

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <map>
+#include <memory>
 #include <span>
 #include <string>
 #include <vector>
@@ -42,6 +43,9 @@ struct ImageRecord {
   uint64_t stored_bytes = 0;
   std::string version{};  // Text of `major`.
 };
+
+// Who has one needs the image's files: it is not deleted meanwhile.
+using ImageUse = std::shared_ptr<const void>;
 
 inline constexpr size_t kMaxImageRecordBytes = 1 << 20;
 inline constexpr char kImageRecordName[] = "image.catnap";

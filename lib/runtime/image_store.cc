@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <charconv>
 #include <chrono>
 #include <optional>
@@ -15,6 +16,7 @@
 #include <utility>
 
 #include "base/status.h"
+#include "catnap/errors.h"
 #include "io/file.h"
 
 namespace catnap::runtime {
@@ -287,7 +289,41 @@ std::vector<std::shared_ptr<const ImageRecord>> ImageStore::List() const {
   return records;
 }
 
+absl::StatusOr<ImageUse> ImageStore::Use(const ImageRecord& record) {
+  const std::string directory = record.directory.string();
+  const base::MutexLock lock(&mutex_);
+  std::erase_if(uses_, [](const auto& use) { return use.second.expired(); });
+  if (const auto known = uses_[directory].lock()) return known;
+  auto fd = std::make_shared<const base::UniqueFd>(
+      ::open(directory.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  // A file system that has no locks protects nothing. Who holds the other kind
+  // publishes it or removes it, and is done soon.
+  if (fd->valid()) ::flock(fd->get(), LOCK_SH);
+  struct stat locked {};
+  struct stat named {};
+  if (!fd->valid() || ::fstat(fd->get(), &locked) != 0 ||
+      ::stat(directory.c_str(), &named) != 0 || locked.st_ino != named.st_ino) {
+    return Error(absl::StatusCode::kNotFound,
+                 "image {} {} was deleted; Image::Build() makes another",
+                 record.name, record.version);
+  }
+  uses_[directory] = fd;
+  return fd;
+}
+
 absl::Status ImageStore::Delete(const ImageRecord& record) {
+  const base::UniqueFd lock(
+      ::open(record.directory.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  if (lock.valid() && ::flock(lock.get(), LOCK_EX | LOCK_NB) != 0 &&
+      errno == EWOULDBLOCK) {
+    return WithReason(
+        Error(
+            absl::StatusCode::kFailedPrecondition,
+            "image {} {} is in use: end the MicroVMs and delete the snapshots "
+            "that come from it first",
+            record.name, record.version),
+        ErrorReason::kInUse);
+  }
   const std::filesystem::path store =
       record.directory.parent_path().parent_path();
   CATNAP_ASSIGN_OR_RETURN(const std::filesystem::path grave,

@@ -2,6 +2,7 @@
 #define CATNAP_LIB_RUNTIME_IMAGE_STORE_H_
 
 #include <filesystem>
+#include <map>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -11,6 +12,7 @@
 #include "absl/status/statusor.h"
 #include "agent/client.h"
 #include "base/log.h"
+#include "base/mutex.h"
 #include "base/unique_fd.h"
 #include "runtime/image_record.h"
 
@@ -75,7 +77,11 @@ class ImageStore {
       const std::string& name, const std::vector<uint8_t>& recipe) const;
   // By name and version. What cannot be read is logged and left out.
   std::vector<std::shared_ptr<const ImageRecord>> List() const;
+  // Keeps its files from Delete(), of any process, as long as the result lives.
+  // Errors: NOT_FOUND, it was deleted.
+  absl::StatusOr<ImageUse> Use(const ImageRecord& record);
   // Removes it; who has its files open keeps them. Idempotent.
+  // Errors: FAILED_PRECONDITION with kInUse.
   static absl::Status Delete(const ImageRecord& record);
 
  private:
@@ -89,6 +95,10 @@ class ImageStore {
 
   const std::filesystem::path directory_;
   const base::Logger log_;
+  base::Mutex mutex_;
+  // Locks by directory: one descriptor, however many use an image.
+  std::map<std::string, std::weak_ptr<const base::UniqueFd>> uses_
+      ABSL_GUARDED_BY(mutex_);
 };
 
 }  // namespace catnap::runtime

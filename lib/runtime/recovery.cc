@@ -61,10 +61,16 @@ void HostCore::RecoverOne(const std::filesystem::path& directory) {
     log_.LogIfError(image.status(), "MicroVM {} is left alone", id);
     return;
   }
+  auto use = images_->Use(**image);
+  if (!use.ok()) {
+    log_.LogIfError(use.status(), "MicroVM {} is left alone", id);
+    return;
+  }
   const bool ends =
       found.ran && found.record.options.after_crash == AfterCrash::kTerminate;
   auto vm = std::make_shared<Vm>(*std::move(image), std::move(found),
                                  EnvironmentOf(id));
+  vm->KeepImage(*std::move(use));
   if (const absl::Status ready = vm->Prepare(); !ready.ok()) {
     log_.LogIfError(ready, "MicroVM {} is left alone", id);
     return;

@@ -87,8 +87,9 @@ void SnapshotStore::ReadOne(const std::filesystem::path& path,
     record = absl::DataLossError("a record of another snapshot");
   }
   using Found = absl::StatusOr<std::shared_ptr<const ImageRecord>>;
+  ImageUse use;
   const Found image =
-      record.ok() ? find_image(*record) : Found(record.status());
+      record.ok() ? find_image(*record, &use) : Found(record.status());
   if (!image.ok()) {
     log_.LogIfError(image.status(), "snapshot {} is left alone", path.string());
     return;
@@ -99,6 +100,7 @@ void SnapshotStore::ReadOne(const std::filesystem::path& path,
   source.origin.directory = files->guest();
   source.origin.is_copy = true;
   source.files = std::move(files);
+  source.image_use = std::move(use);
   const std::string id = record->id;
   auto data = std::make_shared<SnapshotData>(*std::move(record), *image,
                                              std::move(source), host_);

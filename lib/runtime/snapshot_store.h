@@ -48,6 +48,7 @@ class SnapshotData {
   struct Source {
     GuestOrigin origin{};
     std::shared_ptr<SnapshotFiles> files{};  // Null: in memory.
+    ImageUse image_use{};
   };
 
   SnapshotData(SnapshotRecord record, std::shared_ptr<const ImageRecord> image,
@@ -83,9 +84,10 @@ class SnapshotData {
 // the disk.
 class SnapshotStore {
  public:
+  // Finds a record's image, and keeps it.
   using FindImage =
       std::function<absl::StatusOr<std::shared_ptr<const ImageRecord>>(
-          const SnapshotRecord& record)>;
+          const SnapshotRecord& record, ImageUse* use)>;
 
   // Makes the directory, lists what has a name in it, and removes the rest.
   // What cannot be read is logged and left alone.

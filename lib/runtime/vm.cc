@@ -345,9 +345,11 @@ void Vm::Finish(TerminationReason reason, const std::string& text, bool keep) {
     log_.LogIfError(store_.Remove(), "its directory stays");
   }
   std::shared_ptr<Guest> last;
+  ImageUse image_use;
   {
     const base::MutexLock lock(&mutex_);
     last.swap(guest_);
+    image_use.swap(image_use_);
     past_vcpu_seconds_ += vcpu_seconds;
     ended_at_ = std::chrono::steady_clock::now();
     CountTimeLocked(*ended_at_);

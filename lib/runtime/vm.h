@@ -107,6 +107,11 @@ class Vm : public std::enable_shared_from_this<Vm> {
   // Suspends it soon, in the background.
   void SuspendSoon(const std::string& why);
   absl::Status SetIdlePolicy(std::optional<IdlePolicy> policy);
+  // Is let go of when it has ended.
+  void KeepImage(ImageUse use) {
+    const base::MutexLock lock(&mutex_);
+    image_use_ = std::move(use);
+  }
 
   // A copy of a guest that runs, which goes on. When it sleeps: null, after
   // `if_asleep` was called with the directory of its state, which stays during
@@ -294,6 +299,7 @@ class Vm : public std::enable_shared_from_this<Vm> {
   std::string text_ ABSL_GUARDED_BY(mutex_);
   std::string trouble_ ABSL_GUARDED_BY(mutex_);  // Why it does not sleep.
   std::multiset<std::string> holds_ ABSL_GUARDED_BY(mutex_);
+  ImageUse image_use_ ABSL_GUARDED_BY(mutex_);  // Until it has ended.
   std::shared_ptr<Guest> guest_ ABSL_GUARDED_BY(mutex_);
   std::shared_ptr<ServiceTable> services_ ABSL_GUARDED_BY(mutex_);
   std::shared_ptr<RelayGroup> relays_ ABSL_GUARDED_BY(mutex_);

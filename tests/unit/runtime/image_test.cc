@@ -63,6 +63,31 @@ TEST_CASE("Builds make versions, which are found again by another Host") {
   CHECK(Image().Delete().code() == absl::StatusCode::kFailedPrecondition);
 }
 
+TEST_CASE("An image stays while something comes from it") {
+  TestHost host;
+  auto other = Host::Open({.image_dir = host.path() / "state" / "images"});
+  REQUIRE(other.ok());
+  const auto same = (*other)->GetImage("test");
+  REQUIRE(same.ok());
+  const MicroVM vm = host.Run();
+  CHECK(ReasonOf(host.image().Delete()) == ErrorReason::kInUse);
+  CHECK(ReasonOf(same->Delete()) == ErrorReason::kInUse);
+  CHECK(vm.Suspend().ok());
+  CHECK(ReasonOf(same->Delete()) == ErrorReason::kInUse);
+  auto snapshot = vm.TakeSnapshot();
+  REQUIRE(snapshot.ok());
+  CHECK(vm.Terminate().ok());
+  const absl::Status refused = same->Delete();
+  CHECK(ReasonOf(refused) == ErrorReason::kInUse);
+  CHECK_THAT(std::string(refused.message()), Catch::Contains("test 1.0"));
+  CHECK(MicroVM::Restore(host.host(), *snapshot)->Terminate().ok());
+  CHECK(snapshot->Delete().ok());
+  CHECK(same->Delete().ok());
+  CHECK(same->Delete().ok());
+  CHECK(MicroVM::Run(host.host(), host.image()).status().code() ==
+        absl::StatusCode::kNotFound);
+}
+
 TEST_CASE("An image has its application started, and tells what it wrote") {
   TestHost host;
   ImageSpec spec;

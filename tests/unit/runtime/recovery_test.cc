@@ -212,7 +212,8 @@ TEST_CASE("What is damaged is left alone, and what is unfinished goes") {
 TEST_CASE("A machine whose image is gone is left alone") {
   TestHost host;
   { CHECK(host.Run({.id = "a"}).Suspend().ok()); }
-  CHECK(host.image().Delete().ok());
+  CHECK(ReasonOf(host.image().Delete()) == ErrorReason::kInUse);
+  std::filesystem::remove_all(host.path() / "state" / "images" / "test");
   host.Restart();
   CHECK(host.host().ListMicroVMs().empty());
   CHECK(std::filesystem::exists(host.path() / "state/vms/a/s1/memory"));
