@@ -325,6 +325,7 @@ int Main(const std::vector<std::string>& words) {
   // could end the process.)
   ::signal(SIGXFSZ, SIG_IGN);
   // Names in pax headers are UTF-8, and are to stay as they are.
+  // NOLINTNEXTLINE(concurrency-mt-unsafe): there is no other thread yet.
   if (std::setlocale(LC_CTYPE, "C.UTF-8") == nullptr) {
     return Report(absl::UnavailableError("the system has no locale C.UTF-8"),
                   ExitCode::kIoFailed);

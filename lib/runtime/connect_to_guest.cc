@@ -86,8 +86,8 @@ absl::StatusOr<LocalSocketPair> CreateLocalSocketPair() {
   return result;
 }
 
-void ConnectToGuest(RelayGroup* group, std::shared_ptr<agent::Client> client,
-                    uint16_t port,
+void ConnectToGuest(RelayGroup* group,
+                    const std::shared_ptr<agent::Client>& client, uint16_t port,
                     std::chrono::steady_clock::time_point deadline,
                     ConnectDone done) {
   io::EventLoop* const loop = group->loop();
@@ -116,7 +116,7 @@ void ConnectToGuest(RelayGroup* group, std::shared_ptr<agent::Client> client,
     return;
   }
   Attempt::Begin(attempt, *relay, port, deadline);
-  (*relay)->Open(std::move(client), port);
+  (*relay)->Open(client, port);
 }
 
 }  // namespace catnap::runtime

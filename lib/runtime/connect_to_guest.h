@@ -28,8 +28,8 @@ using ConnectDone = absl::AnyInvocable<void(absl::StatusOr<base::UniqueFd>) &&>;
 //   DEADLINE_EXCEEDED   not connected by `deadline`
 //   RESOURCE_EXHAUSTED  descriptors, the group's bound, the agent's streams
 //   CANCELLED           the group was closed
-void ConnectToGuest(RelayGroup* group, std::shared_ptr<agent::Client> client,
-                    uint16_t port,
+void ConnectToGuest(RelayGroup* group,
+                    const std::shared_ptr<agent::Client>& client, uint16_t port,
                     std::chrono::steady_clock::time_point deadline,
                     ConnectDone done);
 

@@ -312,7 +312,8 @@ void Vm::Finish(TerminationReason reason, const std::string& text, bool keep) {
     changed_.NotifyAll();
     stop = move_stop_;
   }
-  stop.request_stop();
+  // A copy of it was moved from, not it: libstdc++ assigns so.
+  stop.request_stop();  // NOLINT(clang-analyzer-cplusplus.Move)
   StopTimer();
   {
     const base::MutexLock lock(&mutex_);

@@ -311,7 +311,7 @@ size_t VmProcess::OnOutput(uint8_t channel, std::span<const uint8_t> data) {
     changed_.NotifyAll();
     return 0;
   }
-  size_t shown = text.size();
+  size_t shown = 0;
   {
     const base::MutexLock lock(&mutex_);
     const uint64_t before = room_;

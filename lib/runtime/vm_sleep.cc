@@ -182,8 +182,11 @@ absl::Status Vm::RunSuspend(const std::shared_ptr<Guest>& guest,
     number = next_snapshot_++;
     stop = move_stop_;
   }
-  const std::stop_callback by_caller(limits.stop,
-                                     [stop]() mutable { stop.request_stop(); });
+  // A copy of it was moved from, not it: libstdc++ assigns so.
+  // NOLINTNEXTLINE(clang-analyzer-cplusplus.Move)
+  std::stop_source caller_stop = stop;
+  const std::stop_callback by_caller(
+      limits.stop, [caller_stop]() mutable { caller_stop.request_stop(); });
   CATNAP_ASSIGN_OR_RETURN(const std::filesystem::path directory,
                           store_.BeginSnapshot(number));
   StoreOptions options;
@@ -282,8 +285,9 @@ absl::Status Vm::Resume(const agent::CallLimits& limits) {
       }
     }
     if (stop.stop_possible()) {
-      // With no lock held: it may call back.
-      stop.request_stop();
+      // With no lock held: it may call back. (A copy of it was moved from, not
+      // it: libstdc++ assigns so.)
+      stop.request_stop();  // NOLINT(clang-analyzer-cplusplus.Move)
       const base::MutexLock lock(&mutex_);
       while (move_ == Move::kSuspending) {
         CATNAP_RETURN_IF_ERROR(WaitLocked(limits));
@@ -331,8 +335,11 @@ absl::Status Vm::RunResume(const agent::CallLimits& limits) {
     snapshot = record_.snapshot;
     stop = move_stop_;
   }
-  const std::stop_callback by_caller(limits.stop,
-                                     [stop]() mutable { stop.request_stop(); });
+  // A copy of it was moved from, not it: libstdc++ assigns so.
+  // NOLINTNEXTLINE(clang-analyzer-cplusplus.Move)
+  std::stop_source caller_stop = stop;
+  const std::stop_callback by_caller(
+      limits.stop, [caller_stop]() mutable { caller_stop.request_stop(); });
   const agent::CallLimits within(limits.deadline, stop.get_token());
   if (guest == nullptr) return StartAgain(within);
   CATNAP_RETURN_IF_ERROR(store_.MarkAwake(snapshot));

@@ -12,7 +12,7 @@
 // but the guest's, and is for the guest.
 
 int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
-  using namespace catnap::net;
+  using namespace catnap::net;  // NOLINT(google-build-using-namespace)
   if (size == 0) return 0;
   std::vector<uint8_t> message(data + 1, data + size);
   if ((data[0] & 1) != 0) {

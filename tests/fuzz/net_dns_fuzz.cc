@@ -9,7 +9,7 @@
 // was read, and an answer opens no more than it may.
 
 int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
-  using namespace catnap::net;
+  using namespace catnap::net;  // NOLINT(google-build-using-namespace)
   catnap::fuzz::FuzzInput input(data, size);
   const auto query_bytes = input.Bytes(input.Integer<uint16_t>());
   const auto parse = ParseDnsQuery(query_bytes);

@@ -30,7 +30,7 @@ std::vector<std::vector<uint8_t>> FramesOf(std::span<const uint8_t> stream) {
 }  // namespace catnap::net
 
 int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
-  using namespace catnap::net;
+  using namespace catnap::net;  // NOLINT(google-build-using-namespace)
   catnap::fuzz::FuzzInput input(data, size);
   const size_t part = size_t{input.Integer<uint8_t>()} + 1;
   const auto stream = input.Rest();

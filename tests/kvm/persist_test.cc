@@ -504,8 +504,8 @@ TEST_CASE("Another shell or other devices are refused") {
   const auto no_memory = test::MakeShell(saved_config);
   LaunchConfig launch;
   launch.saved = &refusals.saved().sections;
-  CHECK(no_memory->Launch(std::move(launch)).code() ==
-        absl::StatusCode::kInvalidArgument);
+  const absl::Status launched = no_memory->Launch(std::move(launch));
+  CHECK(launched.code() == absl::StatusCode::kInvalidArgument);
 }
 
 TEST_CASE("Another CPU is refused, by name") {

@@ -28,9 +28,9 @@ TEST_CASE("A program over its memory limit ends alone") {
   INFO(test::ConsoleOf(guest.machine()));
   INFO(outcome.status().ToString());
   REQUIRE(outcome.ok());
-  CHECK(outcome->report.text == "");
+  CHECK(outcome->report.text.empty());
   CHECK(outcome->report.kind == ExitKind::kMemoryLimit);
-  CHECK(outcome->stdout_data == "");
+  CHECK(outcome->stdout_data.empty());
 
   // One that stays below is not concerned, nor is the next one without a limit.
   request.memory_limit_bytes = 200 << 20;
@@ -107,12 +107,12 @@ TEST_CASE("A terminal has the size that was asked, and takes another") {
   agent::ProcessEvents events;
   std::promise<agent::ExitReport> ended;
   events.on_output = [&](uint8_t channel, std::span<const uint8_t> data) {
-    const bool one = shown.find("\n") == std::string::npos;
+    const bool one = shown.find('\n') == std::string::npos;
     if (channel == agent::kStdout) shown.append(data.begin(), data.end());
-    if (one && shown.find("\n") != std::string::npos) first.set_value();
+    if (one && shown.find('\n') != std::string::npos) first.set_value();
     return data.size();
   };
-  events.on_exit = [&](absl::StatusOr<agent::ExitReport> report) {
+  events.on_exit = [&](const absl::StatusOr<agent::ExitReport>& report) {
     ended.set_value(report.value_or(agent::ExitReport{}));
   };
   ExecRequest request;

@@ -88,7 +88,8 @@ class World {
         .kernel_fd = kernel.get(),
         .initramfs_fd = initramfs.get(),
         .command_line = "console=ttyS0 panic=-1 quiet " + command_line};
-    REQUIRE(machine_->Launch(std::move(launch)).ok());
+    const absl::Status launched = machine_->Launch(std::move(launch));
+    REQUIRE(launched.ok());
     REQUIRE(machine_->Start().ok());
     WaitForAgent();
     const absl::Status copied = agent::CopyIn(

@@ -85,8 +85,8 @@ TEST_CASE("ParseDnsQuery answers malformed questions as such") {
 TEST_CASE("ParseDnsQuery does not take a dot in a label for two labels") {
   Message message = DnsQuestion(1, "aXorg.net");
   message[14] = '.';
-  CHECK(QueryOf(message).name == "");
-  CHECK(QueryOf(DnsQuestion(1, "")).name == "");  // The root.
+  CHECK(QueryOf(message).name.empty());
+  CHECK(QueryOf(DnsQuestion(1, "")).name.empty());  // The root.
 }
 
 TEST_CASE("ParseDnsAnswer gives the addresses of the name asked only") {
@@ -115,6 +115,7 @@ TEST_CASE("ParseDnsAnswer follows aliases in any order, not in rings") {
                                         AddressRecord("a.org", kOne)})) ==
         std::vector<IpAddress>{kOne, kOne});
   std::vector<test::DnsRecord> chain;
+  chain.reserve(21);
   for (int i = 0; i < 20; ++i) {
     chain.push_back(AliasRecord(i == 0 ? "a.org" : std::to_string(i) + ".org",
                                 std::to_string(i + 1) + ".org"));

@@ -60,7 +60,7 @@ TEST_CASE("Policy refuses rules that mean nothing, and says what would") {
 }
 
 TEST_CASE("Policy refuses ports that are none, and too much of everything") {
-  const auto ports = [](std::vector<PortSpan> spans) {
+  const auto ports = [](const std::vector<PortSpan>& spans) {
     return Policy::Compile({.mode = PolicyMode::kAllow,
                             .rules = {{.to = "a.org", .ports = spans}}})
         .status()
@@ -228,13 +228,13 @@ TEST_CASE("Names are compared as names") {
 
 TEST_CASE("CanonicalName takes what hosts are called") {
   CHECK(CanonicalName("A_b-1.Org.") == "a_b-1.org");
-  CHECK(CanonicalName("") == "");
-  CHECK(CanonicalName(".") == "");
-  CHECK(CanonicalName(".org") == "");
-  CHECK(CanonicalName("a b") == "");
-  CHECK(CanonicalName(std::string("a\0b", 3)) == "");
+  CHECK(CanonicalName("").empty());
+  CHECK(CanonicalName(".").empty());
+  CHECK(CanonicalName(".org").empty());
+  CHECK(CanonicalName("a b").empty());
+  CHECK(CanonicalName(std::string("a\0b", 3)).empty());
   CHECK(CanonicalName(std::string(63, 'a')).size() == 63);
-  CHECK(CanonicalName(std::string(64, 'a')) == "");
+  CHECK(CanonicalName(std::string(64, 'a')).empty());
 }
 
 }  // namespace

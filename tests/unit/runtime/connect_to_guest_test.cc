@@ -214,6 +214,7 @@ TEST_CASE("A group that closes ends its connections, whatever they do") {
       sockets.push_back(*std::move(fd));
     }
     std::vector<std::thread> threads;
+    threads.reserve(sockets.size());
     for (const base::UniqueFd& fd : sockets) {
       threads.emplace_back([at = fd.get()] {
         // Until it breaks.

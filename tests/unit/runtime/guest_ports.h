@@ -55,7 +55,7 @@ inline std::unique_ptr<io::EventLoop> MakeLoop() {
 class GuestPorts {
  public:
   explicit GuestPorts(
-      std::shared_ptr<agent::ServiceListener> services = nullptr)
+      const std::shared_ptr<agent::ServiceListener>& services = nullptr)
       : agent_(CATNAP_GUEST_AGENT, services),
         client_(agent_.client(), [](agent::Client*) {}),
         loop_(MakeLoop()),

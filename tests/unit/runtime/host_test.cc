@@ -191,7 +191,7 @@ TEST_CASE("Closing a Host ends calls of other threads, and handles stay") {
   threads.reserve(kThreads);
   for (int i = 0; i < kThreads; ++i) {
     threads.emplace_back([&, i] {
-      const MicroVM vm = vms[static_cast<size_t>(i) % vms.size()];
+      const MicroVM& vm = vms[static_cast<size_t>(i) % vms.size()];
       for (;;) {
         ++running;
         const auto result =

@@ -111,8 +111,8 @@ TEST_CASE("A guest port of 0 and room for no connection are refused") {
         absl::StatusCode::kInvalidArgument);
   auto options = To(&guest, 80);
   options.max_connections = 0;
-  CHECK(PortForward::Create(std::move(options)).status().code() ==
-        absl::StatusCode::kInvalidArgument);
+  const auto refused = PortForward::Create(std::move(options));
+  CHECK(refused.status().code() == absl::StatusCode::kInvalidArgument);
 }
 
 TEST_CASE("A connection that the guest does not take is reset") {
@@ -236,6 +236,7 @@ TEST_CASE("A forward that goes takes its connections along") {
     auto forward = Forward(To(&guest, echo.port()));
     const uint16_t port = forward->port();
     std::vector<std::thread> threads;
+    threads.reserve(8);
     for (int i = 0; i < 8; ++i) {
       threads.emplace_back([port] {
         for (;;) {

@@ -15,7 +15,6 @@ namespace catnap::runtime {
 namespace {
 
 using testing::ConnectTcp;
-using testing::ReceiveResult;
 using testing::ReceiveUpTo;
 using testing::SendAll;
 using testing::TcpServer;
@@ -160,7 +159,7 @@ TEST_CASE("A guest that opens and closes fast collects nothing here") {
   }
   CHECK(Eventually([&] { return services.table()->size() <= 128; }));
   // A pair for each that waits.
-  CHECK(testing::OpenDescriptors() <= before + 2 * 128 + 16);
+  CHECK(testing::OpenDescriptors() <= before + size_t{2} * 128 + 16);
   go.set_value();
   CHECK(Eventually([&] { return services.table()->size() == 0; }));
   CHECK(delivered <= 1001);
@@ -182,6 +181,7 @@ TEST_CASE("A table that goes takes its connections along") {
     GuestPorts& guest = services.Start();
     std::atomic<bool> stop{false};
     std::vector<std::thread> threads;
+    threads.reserve(4);
     for (int i = 0; i < 4; ++i) {
       threads.emplace_back([&] {
         while (!stop) {
