@@ -123,8 +123,13 @@ constexpr const char* kCount =
     "i=0; (while :; do i=$((i+1)); echo $i >/tmp/count; sleep 0.1; done) "
     ">/dev/null </dev/null & echo started";
 
+// 0: there is none. The file is empty for a moment at each step.
 int CountOf(Guest& guest) {
-  return std::atoi(Sh(guest, "cat /tmp/count").c_str());
+  int count = 0;
+  for (int i = 0; count == 0 && i < 20; ++i) {
+    count = std::atoi(Sh(guest, "cat /tmp/count").c_str());
+  }
+  return count;
 }
 
 StoredSizes Sleep(Guest& guest, const std::filesystem::path& directory) {

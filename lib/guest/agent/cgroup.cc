@@ -1,6 +1,7 @@
 #include "guest/agent/cgroup.h"
 
 #include <fcntl.h>
+#include <stdlib.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -23,8 +24,10 @@ CgroupPool::CgroupPool(const std::string& root) {
   for (const char* controller : {"+memory", "+cpu", "+pids"}) {
     WriteText(root + "/cgroup.subtree_control", controller);
   }
-  const std::string base = root + "/catnap." + std::to_string(getpid());
-  if (mkdir(base.c_str(), 0755) != 0) return;
+  // A name of its own: an agent that was killed has left its group, and another
+  // process gets its number.
+  std::string base = root + "/catnap.XXXXXX";
+  if (mkdtemp(base.data()) == nullptr || chmod(base.c_str(), 0755) != 0) return;
   for (const char* controller : {"+memory", "+cpu", "+pids"}) {
     WriteText(base + "/cgroup.subtree_control", controller);
   }
