@@ -85,7 +85,10 @@ int Fork(const catnap::MicroVM& vm, const catnap::HostAddress& address,
          int visits) {
   const auto forks = [&] {
     const Step step("fork it ten times");
-    return vm.Fork(kForks);
+    // They are not to sleep while they are looked at.
+    catnap::RunOptions options;
+    options.idle_policy = catnap::IdlePolicy{};
+    return vm.Fork(kForks, options);
   }();
   if (!forks.ok()) return Fail("fork", forks.status());
   {
@@ -166,7 +169,11 @@ int Run(const std::filesystem::path& tar, const std::filesystem::path& room) {
     if (!result.ok()) return Fail("exec", result.status());
     std::printf("%s%s", result->stdout_data.c_str(),
                 result->stderr_data.c_str());
-    if (result->stdout_data != "  says Python: visit 4\n") return 1;
+    if (result->stdout_data != "  says Python: visit 4\n") {
+      std::fprintf(stderr, "wanted \"visit 4\" of it; it ended with %d\n",
+                   result->exit_code);
+      return 1;
+    }
   }
   if (const int failed = Fork(*vm, address, 5); failed != 0) return failed;
   const Step step("end it, close the host");

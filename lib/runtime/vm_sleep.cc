@@ -284,9 +284,10 @@ absl::Status Vm::Resume(const agent::CallLimits& limits) {
         CATNAP_RETURN_IF_ERROR(WaitLocked(limits));
       }
     }
+    // A copy of it was moved from, not it: libstdc++ assigns so.
+    // NOLINTNEXTLINE(clang-analyzer-cplusplus.Move)
     if (stop.stop_possible()) {
-      // With no lock held: it may call back. (A copy of it was moved from, not
-      // it: libstdc++ assigns so.)
+      // With no lock held: it may call back.
       stop.request_stop();  // NOLINT(clang-analyzer-cplusplus.Move)
       const base::MutexLock lock(&mutex_);
       while (move_ == Move::kSuspending) {
