@@ -355,9 +355,9 @@ absl::StatusOr<std::shared_ptr<Vm>> HostCore::AddLocked(
   // A directory that goes with the Host records nothing.
   if (temporary_) options.durability = Durability::kEphemeral;
   const std::string id = options.id;
+  CATNAP_ASSIGN_OR_RETURN(ImageUse use, images_->Use(*image));
   auto vm =
       std::make_shared<Vm>(id, image, std::move(options), EnvironmentOf(id));
-  CATNAP_ASSIGN_OR_RETURN(ImageUse use, images_->Use(*image));
   vm->KeepImage(std::move(use));
   CATNAP_RETURN_IF_ERROR(vm->Prepare());
   vms_[id].vm = vm;

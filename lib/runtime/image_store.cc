@@ -75,15 +75,19 @@ absl::StatusOr<std::filesystem::path> MakeUniqueDirectory(
   return std::filesystem::path(path);
 }
 
-// The lock that says that somebody builds in a directory.
+// LOCK_EX says that somebody makes or removes a directory, LOCK_SH that
+// somebody needs it. Errors: UNAVAILABLE, another has a lock that this one
+// cannot share.
 absl::StatusOr<base::UniqueFd> LockDirectory(
-    const std::filesystem::path& directory) {
+    const std::filesystem::path& directory, int kind) {
   base::UniqueFd fd(
       ::open(directory.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
-  if (!fd.valid() || ::flock(fd.get(), LOCK_EX | LOCK_NB) != 0) {
-    return ErrnoError(errno, "lock {}", directory.string());
+  if (fd.valid() && ::flock(fd.get(), kind | LOCK_NB) == 0) return fd;
+  if (fd.valid() && errno == EWOULDBLOCK) {
+    return Error(absl::StatusCode::kUnavailable, "{} is locked",
+                 directory.string());
   }
-  return fd;
+  return ErrnoError(errno, "lock {}", directory.string());
 }
 
 }  // namespace
@@ -146,7 +150,7 @@ void ImageStore::RemoveAbandoned() const {
   for (const std::string& name : NamesIn(directory_)) {
     const bool draft = name.starts_with(kDraftPrefix);
     if (!draft && !name.starts_with(kDeletedPrefix)) continue;
-    const auto lock = LockDirectory(directory_ / name);
+    const auto lock = LockDirectory(directory_ / name, LOCK_EX);
     if (!lock.ok()) continue;
     std::error_code error;
     std::filesystem::remove_all(directory_ / name, error);
@@ -163,7 +167,7 @@ absl::StatusOr<std::unique_ptr<ImageStore::Draft>> ImageStore::NewDraft() {
   for (int i = 0; i < 10; ++i) {
     CATNAP_ASSIGN_OR_RETURN(std::filesystem::path directory,
                             MakeUniqueDirectory(directory_, kDraftPrefix));
-    auto lock = LockDirectory(directory);
+    auto lock = LockDirectory(directory, LOCK_EX);
     struct stat info {};
     if (lock.ok() && ::stat(directory.c_str(), &info) == 0) {
       return std::make_unique<Draft>(std::move(directory), *std::move(lock));
@@ -198,6 +202,7 @@ absl::StatusOr<std::shared_ptr<const ImageRecord>> ImageStore::Publish(
     if (::renameat2(AT_FDCWD, draft->directory().c_str(), AT_FDCWD, to.c_str(),
                     RENAME_NOREPLACE) == 0) {
       draft->directory_.clear();
+      draft->lock_.Reset();  // For those that use it.
       CATNAP_RETURN_IF_ERROR(io::FsyncDirectory(family.string()));
       CATNAP_RETURN_IF_ERROR(io::FsyncDirectory(directory_.string()));
       return Read(record.name, record.major);
@@ -293,29 +298,35 @@ absl::StatusOr<ImageUse> ImageStore::Use(const ImageRecord& record) {
   const std::string directory = record.directory.string();
   const base::MutexLock lock(&mutex_);
   std::erase_if(uses_, [](const auto& use) { return use.second.expired(); });
-  if (const auto known = uses_[directory].lock()) return known;
-  auto fd = std::make_shared<const base::UniqueFd>(
-      ::open(directory.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
-  // A file system that has no locks protects nothing. Who holds the other kind
-  // publishes it or removes it, and is done soon.
-  if (fd->valid()) ::flock(fd->get(), LOCK_SH);
+  if (const auto at = uses_.find(directory); at != uses_.end()) {
+    if (auto known = at->second.lock()) return known;
+  }
+  auto fd = LockDirectory(directory, LOCK_SH);
+  if (absl::IsUnavailable(fd.status())) {
+    return Error(absl::StatusCode::kUnavailable,
+                 "image {} {} is being published or deleted; try again",
+                 record.name, record.version);
+  }
   struct stat locked {};
   struct stat named {};
-  if (!fd->valid() || ::fstat(fd->get(), &locked) != 0 ||
-      ::stat(directory.c_str(), &named) != 0 || locked.st_ino != named.st_ino) {
+  const bool gone = absl::IsNotFound(fd.status()) ||
+                    (fd.ok() && (::fstat(fd->get(), &locked) != 0 ||
+                                 ::stat(directory.c_str(), &named) != 0 ||
+                                 locked.st_ino != named.st_ino));
+  if (gone) {
     return Error(absl::StatusCode::kNotFound,
                  "image {} {} was deleted; Image::Build() makes another",
                  record.name, record.version);
   }
-  uses_[directory] = fd;
-  return fd;
+  if (!fd.ok()) return fd.status();
+  auto use = std::make_shared<const base::UniqueFd>(*std::move(fd));
+  uses_[directory] = use;
+  return use;
 }
 
 absl::Status ImageStore::Delete(const ImageRecord& record) {
-  const base::UniqueFd lock(
-      ::open(record.directory.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
-  if (lock.valid() && ::flock(lock.get(), LOCK_EX | LOCK_NB) != 0 &&
-      errno == EWOULDBLOCK) {
+  const auto lock = LockDirectory(record.directory, LOCK_EX);
+  if (absl::IsUnavailable(lock.status())) {
     return WithReason(
         Error(
             absl::StatusCode::kFailedPrecondition,

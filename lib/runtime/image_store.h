@@ -78,7 +78,8 @@ class ImageStore {
   // By name and version. What cannot be read is logged and left out.
   std::vector<std::shared_ptr<const ImageRecord>> List() const;
   // Keeps its files from Delete(), of any process, as long as the result lives.
-  // Errors: NOT_FOUND, it was deleted.
+  // Does not wait. Errors: NOT_FOUND, it was deleted; UNAVAILABLE, another
+  // process publishes or deletes it just now.
   absl::StatusOr<ImageUse> Use(const ImageRecord& record);
   // Removes it; who has its files open keeps them. Idempotent.
   // Errors: FAILED_PRECONDITION with kInUse.

@@ -234,6 +234,7 @@ TEST_CASE("A record reads as it was written") {
   record.bytes_written = 5;
   record.bytes_read = 6;
   record.stored_bytes = 7;
+  record.own_bytes = 8;
   record.had_tap = true;
   RunOptions& options = record.options;
   options.id = "a";
