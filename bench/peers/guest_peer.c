@@ -60,6 +60,10 @@ static void Serve(int fd, const char* what, const char* argument) {
   }
   if (strcmp(what, "store") == 0) {
     const int file = open(argument, O_WRONLY | O_CREAT | O_TRUNC, 0600);
+    if (file < 0) {
+      Fail("open");
+      return;
+    }
     while ((got = read(fd, buffer, sizeof(buffer))) > 0) {
       if (write(file, buffer, (size_t)got) != got) return;
     }
