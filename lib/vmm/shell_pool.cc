@@ -1,11 +1,25 @@
 #include "vmm/shell_pool.h"
 
+#include <sys/resource.h>
+
 #include <algorithm>
 #include <utility>
 
 #include "base/status.h"
 
 namespace catnap::vmm {
+namespace {
+
+// Of one shell with all devices, and a little more.
+constexpr uint64_t kShellDescriptors = 12;
+
+uint64_t MostWaiting() {
+  rlimit limit{};
+  if (::getrlimit(RLIMIT_NOFILE, &limit) != 0) return UINT64_MAX;
+  return limit.rlim_cur / 2 / kShellDescriptors;
+}
+
+}  // namespace
 
 uint64_t ShellCostBytes(const ShellConfig& config) {
   constexpr uint64_t kVmBytes = 256 << 10;
@@ -18,6 +32,7 @@ uint64_t ShellCostBytes(const ShellConfig& config) {
 
 absl::StatusOr<std::unique_ptr<ShellPool>> ShellPool::Create(
     std::shared_ptr<const kvm::System> system, Options options) {
+  if (options.max_waiting == 0) options.max_waiting = MostWaiting();
   // new: the constructor is private.
   std::unique_ptr<ShellPool> pool(new ShellPool(std::move(system), options));
   ShellPool* self = pool.get();
@@ -51,7 +66,25 @@ ShellPool::Kind& ShellPool::KindLocked(const ShellConfig& config) {
 
 void ShellPool::AddLocked(Kind& kind, std::unique_ptr<Machine> shell) {
   kind.waiting.push_back(std::move(shell));
+  ++waiting_;
   waiting_bytes_ += ShellCostBytes(kind.config);
+}
+
+std::unique_ptr<Machine> ShellPool::RemoveOneLocked(Kind& kind) {
+  std::unique_ptr<Machine> shell = std::move(kind.waiting.front());
+  kind.waiting.pop_front();
+  --waiting_;
+  waiting_bytes_ -= ShellCostBytes(kind.config);
+  return shell;
+}
+
+uint64_t ShellPool::RoomLocked(const ShellConfig& config) const {
+  const auto left = [](uint64_t limit, uint64_t used) {
+    return limit - std::min(limit, used);
+  };
+  return std::min(
+      left(options_.max_bytes, waiting_bytes_) / ShellCostBytes(config),
+      left(options_.max_waiting, waiting_));
 }
 
 absl::StatusOr<std::unique_ptr<Machine>> ShellPool::Take(
@@ -64,10 +97,7 @@ absl::StatusOr<std::unique_ptr<Machine>> ShellPool::Take(
     work_.NotifyAll();
     if (!kind.waiting.empty()) {
       ++hits_;
-      waiting_bytes_ -= ShellCostBytes(config);
-      std::unique_ptr<Machine> shell = std::move(kind.waiting.front());
-      kind.waiting.pop_front();
-      return shell;
+      return RemoveOneLocked(kind);
     }
     ++misses_;
   }
@@ -76,16 +106,16 @@ absl::StatusOr<std::unique_ptr<Machine>> ShellPool::Take(
 
 absl::Status ShellPool::Prewarm(const ShellConfig& config, uint64_t count) {
   CATNAP_RETURN_IF_ERROR(Validate(config));
-  const uint64_t cost = ShellCostBytes(config);
   const base::MutexLock lock(&mutex_);
   const uint64_t have = KindLocked(config).waiting.size();
-  const uint64_t room =
-      options_.max_bytes - std::min(options_.max_bytes, waiting_bytes_);
-  if (count > have && (count - have) > room / cost) {
+  const uint64_t room = RoomLocked(config);
+  if (count > have && count - have > room) {
     return Error(absl::StatusCode::kResourceExhausted,
-                 "{} shells of {} bytes each were asked for, the pool's limit "
-                 "of {} bytes holds {} more",
-                 count, cost, options_.max_bytes, room / cost);
+                 "{} shells of {} bytes each were asked for, the pool's limits "
+                 "of {} bytes and (by RLIMIT_NOFILE, if nobody said) {} shells "
+                 "hold {} more",
+                 count, ShellCostBytes(config), options_.max_bytes,
+                 options_.max_waiting, room);
   }
   last_failure_ = absl::OkStatus();
   while (last_failure_.ok() && !closing_) {
@@ -131,9 +161,7 @@ void ShellPool::EndIntervalLocked() {
   for (Kind& kind : kinds_) {
     kind.taken_last = std::exchange(kind.taken_now, 0);
     while (kind.waiting.size() > kind.wanted()) {
-      waiting_bytes_ -= ShellCostBytes(kind.config);
-      retired_.push_back(std::move(kind.waiting.back()));
-      kind.waiting.pop_back();
+      retired_.push_back(RemoveOneLocked(kind));
     }
   }
   std::erase_if(kinds_, [](const Kind& kind) {
@@ -146,9 +174,7 @@ void ShellPool::EndIntervalLocked() {
 bool ShellPool::FillOneLocked() {
   if (!last_failure_.ok()) return false;
   for (Kind& kind : kinds_) {
-    if (kind.waiting.size() >= kind.wanted() ||
-        ShellCostBytes(kind.config) >
-            options_.max_bytes - std::min(options_.max_bytes, waiting_bytes_)) {
+    if (kind.waiting.size() >= kind.wanted() || RoomLocked(kind.config) == 0) {
       continue;
     }
     mutex_.Unlock();

@@ -27,14 +27,19 @@ uint64_t ShellCostBytes(const ShellConfig& config);
 // thread, so that a launch pays for neither.
 //
 // How many it keeps follows demand: for each configuration as many as were
-// taken in the current or the last interval, within max_bytes over all of
-// them. A configuration that nobody asked for during two intervals is drained.
+// taken in the current or the last interval, within max_bytes and max_waiting
+// over all of them. A configuration that nobody asked for during two intervals
+// is drained.
 //
 // Thread safety: thread-safe.
 class ShellPool {
  public:
   struct Options {
     uint64_t max_bytes = 64 << 20;  // Over all waiting shells; 0 keeps none.
+    // Shells that wait at most. 0: as many as half of the descriptors that the
+    // process may have now (RLIMIT_NOFILE) are enough for, so that what runs
+    // has the others.
+    uint64_t max_waiting = 0;
     std::chrono::milliseconds interval{10'000};
   };
   struct Stats {
@@ -59,8 +64,8 @@ class ShellPool {
   // Errors: as Machine::CreateShell.
   absl::StatusOr<std::unique_ptr<Machine>> Take(const ShellConfig& config);
   // Makes `count` shells wait, within max_bytes; returns when they do.
-  // Errors: RESOURCE_EXHAUSTED when max_bytes does not hold them (nothing is
-  // made then); as Machine::CreateShell.
+  // Errors: RESOURCE_EXHAUSTED when max_bytes or max_waiting does not hold them
+  // (nothing is made then); as Machine::CreateShell.
   absl::Status Prewarm(const ShellConfig& config, uint64_t count);
   // Destroys `machine` on the worker. Does not wait.
   void Retire(std::unique_ptr<Machine> machine);
@@ -89,6 +94,11 @@ class ShellPool {
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void AddLocked(Kind& kind, std::unique_ptr<Machine> shell)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  std::unique_ptr<Machine> RemoveOneLocked(Kind& kind)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // How many more of that configuration may wait.
+  uint64_t RoomLocked(const ShellConfig& config) const
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
   const std::shared_ptr<const kvm::System> system_;
   const Options options_;
@@ -99,6 +109,7 @@ class ShellPool {
   std::deque<Kind> kinds_ ABSL_GUARDED_BY(mutex_);
   std::vector<std::unique_ptr<Machine>> retired_ ABSL_GUARDED_BY(mutex_);
   std::chrono::steady_clock::time_point interval_end_ ABSL_GUARDED_BY(mutex_);
+  uint64_t waiting_ ABSL_GUARDED_BY(mutex_) = 0;  // Over all kinds.
   uint64_t waiting_bytes_ ABSL_GUARDED_BY(mutex_) = 0;
   uint64_t hits_ ABSL_GUARDED_BY(mutex_) = 0;
   uint64_t misses_ ABSL_GUARDED_BY(mutex_) = 0;

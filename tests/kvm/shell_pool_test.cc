@@ -3,6 +3,7 @@
 #include <catch2/catch.hpp>
 #include <thread>
 
+#include "support/lowered_limit.h"
 #include "support/machine_fixture.h"
 
 namespace catnap::vmm {
@@ -71,6 +72,23 @@ TEST_CASE("A pool never holds more than its bytes") {
   }
   pool->WaitIdle();
   CHECK(pool->stats().waiting == 2);
+}
+
+TEST_CASE("A pool leaves descriptors to what runs") {
+  // Of one guest after the other, each of which counts as demand.
+  const test::LoweredLimit limit(RLIMIT_NOFILE, 240);
+  const auto pool = MakePool();
+  for (int i = 0; i < 30; ++i) {
+    auto shell = pool->Take(kSmall);
+    INFO(shell.status().ToString());
+    REQUIRE(shell.ok());
+    pool->Retire(*std::move(shell));
+    pool->WaitIdle();
+  }
+  CHECK(pool->stats().waiting == 10);
+  const absl::Status refused = pool->Prewarm(kSmall, 11);
+  CHECK(refused.code() == absl::StatusCode::kResourceExhausted);
+  CHECK_THAT(refused.ToString(), Catch::Contains("RLIMIT_NOFILE"));
 }
 
 TEST_CASE("A pool that nobody uses drains") {
