@@ -3,9 +3,10 @@
 #
 # Installs what is missing (as root), builds, and runs: clang-format and
 # clang-tidy; the tests in the release build, again as an ordinary user in
-# group kvm with 1,024 descriptors, and again with io_uring refused; those
-# that need a Linux guest, in the emulated host where KVM cannot run one; and
-# the tests under address, undefined-behaviour and thread sanitizers.
+# group kvm with 1,024 descriptors, and again with io_uring refused; long runs,
+# within five minutes; those that need a Linux guest, in the emulated host where
+# KVM cannot run one; and the tests under address, undefined-behaviour and
+# thread sanitizers.
 #
 # --quick is the inner loop: release build and its tests.
 #
@@ -163,6 +164,7 @@ unset CATNAP_TEST_STRESS_SECONDS
 if [[ -n $quick ]]; then
   summary
 fi
+if [[ -e /dev/kvm ]]; then tests "long runs" release -L '^stress$'; fi
 
 # What needs to write to the build folder was tested above.
 wrapper=(tests/support/as_ordinary_user.sh)

@@ -70,6 +70,24 @@ absl::Status TakeDisk(const std::filesystem::path& from,
   return disk::LinkChain(chain.layers, to, disk::CopyMode::kLink);
 }
 
+absl::StatusOr<StoredSizes> StoreStanding(
+    const MachineMeans& means, RunningMachine& running,
+    const vmm::GuestTemplate* origin, const std::filesystem::path& directory,
+    const StoreOptions& options) {
+  CATNAP_ASSIGN_OR_RETURN(const auto sections, running.machine().Save());
+  CATNAP_RETURN_IF_ERROR(running.root()->Freeze());
+  CATNAP_RETURN_IF_ERROR(CheckWanted(options));
+  CATNAP_RETURN_IF_ERROR(
+      running.root()->LinkInto(directory.string(), disk::CopyMode::kLink));
+  CATNAP_ASSIGN_OR_RETURN(
+      const vmm::StorageSizes sizes,
+      vmm::StoreMachine(&running.machine(), sections, origin,
+                        directory.string(), StorageOf(means, options)));
+  CATNAP_RETURN_IF_ERROR(CheckWanted(options));
+  return StoredSizes{.stored_bytes = sizes.written_bytes,
+                     .own_bytes = sizes.own_bytes};
+}
+
 CapturedMachine::~CapturedMachine() {
   std::error_code error;  // What stays is removed when the Host is opened.
   std::filesystem::remove_all(disk_directory_, error);
@@ -269,28 +287,6 @@ void MachineGuest::GoOn(RunningMachine& running) {
   ThawPrograms();
 }
 
-absl::StatusOr<StoredSizes> MachineGuest::StoreStanding(
-    RunningMachine& running, const std::filesystem::path& directory,
-    const StoreOptions& options) {
-  CATNAP_ASSIGN_OR_RETURN(const auto sections, running.machine().Save());
-  CATNAP_RETURN_IF_ERROR(running.root()->Freeze());
-  CATNAP_RETURN_IF_ERROR(CheckWanted(options));
-  std::shared_ptr<const vmm::GuestTemplate> origin;
-  {
-    const base::MutexLock lock(&mutex_);
-    origin = origin_;
-  }
-  CATNAP_RETURN_IF_ERROR(
-      running.root()->LinkInto(directory.string(), disk::CopyMode::kLink));
-  CATNAP_ASSIGN_OR_RETURN(
-      const vmm::StorageSizes sizes,
-      vmm::StoreMachine(&running.machine(), sections, origin.get(),
-                        directory.string(), StorageOf(means_, options)));
-  CATNAP_RETURN_IF_ERROR(CheckWanted(options));
-  return StoredSizes{.stored_bytes = sizes.written_bytes,
-                     .own_bytes = sizes.own_bytes};
-}
-
 absl::StatusOr<StoredSizes> MachineGuest::Suspend(
     const std::filesystem::path& directory, const StoreOptions& options) {
   const base::MutexLock change(&change_mutex_);
@@ -302,7 +298,12 @@ absl::StatusOr<StoredSizes> MachineGuest::Suspend(
   if (absl::Status paused = running->machine().Pause(); !paused.ok()) {
     stored = std::move(paused);
   } else {
-    stored = StoreStanding(*running, directory, options);
+    std::shared_ptr<const vmm::GuestTemplate> origin;
+    {
+      const base::MutexLock lock(&mutex_);
+      origin = origin_;
+    }
+    stored = StoreStanding(means_, *running, origin.get(), directory, options);
   }
   if (!stored.ok()) {
     GoOn(*running);

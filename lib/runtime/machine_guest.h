@@ -23,6 +23,17 @@ namespace catnap::runtime {
 absl::Status TakeDisk(const std::filesystem::path& from,
                       const GuestConfig& config);
 
+// Writes a guest whose machine is paused into `directory`, which exists and is
+// empty: the machine's state, the disk, which is frozen for that, and of memory
+// what changed since `origin`, which it was launched from. Blocks; the machine
+// may go on in any case.
+// Errors: CANCELLED, DEADLINE_EXCEEDED as StoreOptions say; as
+// DiskStack::Freeze(), LinkInto() and vmm::StoreMachine().
+absl::StatusOr<StoredSizes> StoreStanding(
+    const MachineMeans& means, RunningMachine& running,
+    const vmm::GuestTemplate* origin, const std::filesystem::path& directory,
+    const StoreOptions& options);
+
 // A guest in memory: its machine's template, and its disk's frozen layers in a
 // directory of their own, which goes with this.
 class CapturedMachine final : public CapturedGuest {
@@ -106,9 +117,6 @@ class MachineGuest final : public Guest {
   absl::Status WakePrograms(bool is_copy, const agent::CallLimits& limits);
   // Of a machine whose guest stands still: lets it go on.
   void GoOn(RunningMachine& running);
-  absl::StatusOr<StoredSizes> StoreStanding(
-      RunningMachine& running, const std::filesystem::path& directory,
-      const StoreOptions& options);
   // With the disk's part in a directory that is there; failed, the guest runs.
   absl::StatusOr<std::shared_ptr<CapturedGuest>> CaptureInto(
       const std::filesystem::path& disk_directory, RunningMachine& running,
