@@ -15,6 +15,7 @@
 #include "io/file.h"
 #include "runtime/machine_guest.h"
 #include "runtime/running_machine.h"
+#include "runtime/stored_disk.h"
 #include "snapshot/reader.h"
 #include "vmm/host_check.h"
 
@@ -145,7 +146,7 @@ absl::StatusOr<std::unique_ptr<Guest>> MachineFactory::Start(
       return Error(absl::StatusCode::kNotFound, "no guest is stored in {}",
                    from.directory.string());
     }
-    CATNAP_RETURN_IF_ERROR(TakeDisk(disk, config));
+    CATNAP_RETURN_IF_ERROR(TakeDisk(disk, *origin, config));
   }
   return MachineGuest::Start(means, std::move(config), std::move(image),
                              std::move(origin));
@@ -179,6 +180,12 @@ absl::Status MachineFactory::Verify(const ImageRecord& image,
                  "{} has {} bytes of memory, its image {}", directory.string(),
                  reader->ram_bytes(), image.memory_bytes);
   }
+  // Only its id is asked for.
+  CATNAP_ASSIGN_OR_RETURN(const auto base, OpenBaseDisk(image, nullptr));
+  CATNAP_ASSIGN_OR_RETURN(
+      const disk::LayerChain chain,
+      ReadStoredDisk(directory, base.get(), reader->sections()));
+  CATNAP_RETURN_IF_ERROR(VerifyStoredDisk(chain));
   return reader->Verify(
       {.pool = workers, .stop = limits.stop, .deadline = limits.deadline});
 }

@@ -9,6 +9,7 @@
 #include "disk/layer_chain.h"
 #include "runtime/completion.h"
 #include "runtime/network_policy.h"
+#include "runtime/stored_disk.h"
 
 namespace catnap::runtime {
 namespace {
@@ -57,6 +58,7 @@ absl::Status CheckWanted(const StoreOptions& options) {
 }  // namespace
 
 absl::Status TakeDisk(const std::filesystem::path& from,
+                      const vmm::GuestTemplate& origin,
                       const GuestConfig& config) {
   const std::string to = DiskDirectoryOf(config).string();
   std::error_code error;
@@ -65,7 +67,7 @@ absl::Status TakeDisk(const std::filesystem::path& from,
   CATNAP_ASSIGN_OR_RETURN(const auto base,
                           OpenBaseDisk(*config.image, config.loop));
   CATNAP_ASSIGN_OR_RETURN(const disk::LayerChain chain,
-                          disk::ReadChain(from.string(), base.get()));
+                          ReadStoredDisk(from, base.get(), origin.sections()));
   CATNAP_RETURN_IF_ERROR(disk::RemoveChain(to));
   return disk::LinkChain(chain.layers, to, disk::CopyMode::kLink);
 }
@@ -74,8 +76,9 @@ absl::StatusOr<StoredSizes> StoreStanding(
     const MachineMeans& means, RunningMachine& running,
     const vmm::GuestTemplate* origin, const std::filesystem::path& directory,
     const StoreOptions& options) {
-  CATNAP_ASSIGN_OR_RETURN(const auto sections, running.machine().Save());
+  CATNAP_ASSIGN_OR_RETURN(auto sections, running.machine().Save());
   CATNAP_RETURN_IF_ERROR(running.root()->Freeze());
+  CATNAP_RETURN_IF_ERROR(AddDiskSection(*running.root(), &sections));
   CATNAP_RETURN_IF_ERROR(CheckWanted(options));
   CATNAP_RETURN_IF_ERROR(
       running.root()->LinkInto(directory.string(), disk::CopyMode::kLink));
@@ -98,7 +101,7 @@ absl::StatusOr<StoredSizes> CapturedMachine::Store(
   CATNAP_ASSIGN_OR_RETURN(const auto base, OpenBaseDisk(*image_, loop_));
   CATNAP_ASSIGN_OR_RETURN(
       const disk::LayerChain chain,
-      disk::ReadChain(disk_directory_.string(), base.get()));
+      ReadStoredDisk(disk_directory_, base.get(), template_->sections()));
   CATNAP_RETURN_IF_ERROR(
       disk::LinkChain(chain.layers, directory.string(), disk::CopyMode::kLink));
   CATNAP_ASSIGN_OR_RETURN(
@@ -338,7 +341,7 @@ absl::Status MachineGuest::Resume(const std::filesystem::path& directory,
                                {.pool = means_.workers,
                                 .stop = limits.stop,
                                 .deadline = limits.deadline}));
-  CATNAP_RETURN_IF_ERROR(TakeDisk(directory, config));
+  CATNAP_RETURN_IF_ERROR(TakeDisk(directory, *origin, config));
   CATNAP_ASSIGN_OR_RETURN(
       Running running,
       RunningMachine::Create(means_, config, std::move(origin)));
@@ -374,6 +377,7 @@ absl::StatusOr<std::shared_ptr<CapturedGuest>> MachineGuest::CaptureStanding(
     const std::filesystem::path& disk_directory) {
   CATNAP_ASSIGN_OR_RETURN(auto sections, running.machine().Save());
   CATNAP_RETURN_IF_ERROR(running.root()->Freeze());
+  CATNAP_RETURN_IF_ERROR(AddDiskSection(*running.root(), &sections));
   CATNAP_RETURN_IF_ERROR(capture.Take(&running.machine(), std::move(sections)));
   CATNAP_RETURN_IF_ERROR(running.machine().Start());
   connection_->Continue();

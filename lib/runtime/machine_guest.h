@@ -17,10 +17,11 @@
 
 namespace catnap::runtime {
 
-// Makes the guest's disk the one that a stored guest's directory `from` has,
-// whatever it was: links to the same layers.
-// Errors: as disk::ReadChain(), LinkChain().
+// Makes the guest's disk the one that was stored with `origin`, in the
+// directory `from`, whatever it was: links to the same layers.
+// Errors: as ReadStoredDisk(), disk::LinkChain().
 absl::Status TakeDisk(const std::filesystem::path& from,
+                      const vmm::GuestTemplate& origin,
                       const GuestConfig& config);
 
 // Writes a guest whose machine is paused into `directory`, which exists and is

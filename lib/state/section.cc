@@ -97,6 +97,8 @@ std::string SectionName(SectionId id, uint32_t instance) {
       return fmt::format("device {}", instance);
     case SectionId::kEventDevice:
       return "event device";
+    case SectionId::kDisk:
+      return "disk";
   }
   return fmt::format("section {} instance {}", static_cast<uint32_t>(id),
                      instance);

@@ -23,6 +23,7 @@ enum class SectionId : uint32_t {
   kHostCpu = 7,      // What the guest relies on of the host's CPU.
   kDevice = 8,       // A virtio device; the instance is its page.
   kEventDevice = 9,  // ACPI events that the guest was not told of yet.
+  kDisk = 10,        // Which disk was frozen with the machine.
 };
 
 // One section of a file of saved state: where it is, and what its bytes are.
@@ -52,7 +53,8 @@ static_assert(static_cast<uint32_t>(SectionId::kMachine) == 1 &&
                   static_cast<uint32_t>(SectionId::kVmGenId) == 6 &&
                   static_cast<uint32_t>(SectionId::kHostCpu) == 7 &&
                   static_cast<uint32_t>(SectionId::kDevice) == 8 &&
-                  static_cast<uint32_t>(SectionId::kEventDevice) == 9,
+                  static_cast<uint32_t>(SectionId::kEventDevice) == 9 &&
+                  static_cast<uint32_t>(SectionId::kDisk) == 10,
               "section ids are on disk: read lib/state/FORMAT.md first");
 static_assert(kSectionHeaderBytes == 32 && kSectionFlagCritical == 1,
               "section headers are on disk: read lib/state/FORMAT.md first");

@@ -21,6 +21,7 @@
 #include "net/link.h"
 #include "runtime/image_store.h"
 #include "runtime/machine_guest.h"
+#include "runtime/stored_disk.h"
 #include "support/temporary_directory.h"
 #include "support/tiny_guest.h"
 #include "virtio/mmio_transport.h"
@@ -446,7 +447,7 @@ class WriterFactory::WriterGuest final : public runtime::Guest {
                                  {.pool = means_.workers,
                                   .stop = limits.stop,
                                   .deadline = limits.deadline}));
-    CATNAP_RETURN_IF_ERROR(runtime::TakeDisk(directory, config_));
+    CATNAP_RETURN_IF_ERROR(runtime::TakeDisk(directory, *origin, config_));
     CATNAP_ASSIGN_OR_RETURN(
         Running running,
         runtime::RunningMachine::Create(means_, config_, std::move(origin)));
@@ -475,7 +476,10 @@ class WriterFactory::WriterGuest final : public runtime::Guest {
     if (auto sections = now->machine().Save(); !sections.ok()) {
       taken = sections.status();
     } else if (taken = now->root()->Freeze(); taken.ok()) {
-      taken = capture->Take(&now->machine(), *std::move(sections));
+      taken = runtime::AddDiskSection(*now->root(), &*sections);
+      if (taken.ok()) {
+        taken = capture->Take(&now->machine(), *std::move(sections));
+      }
     }
     CATNAP_RETURN_IF_ERROR(now->machine().Start());
     CATNAP_RETURN_IF_ERROR(taken);
@@ -610,7 +614,7 @@ absl::StatusOr<std::unique_ptr<runtime::Guest>> WriterFactory::Start(
                                          vmm::GuestTemplate::Role::kGuest,
                                          image, {.pool = means.workers}));
   }
-  CATNAP_RETURN_IF_ERROR(runtime::TakeDisk(layers, config));
+  CATNAP_RETURN_IF_ERROR(runtime::TakeDisk(layers, *origin, config));
   auto guest = std::make_unique<WriterGuest>(shared_, means, std::move(config),
                                              std::move(image));
   CATNAP_RETURN_IF_ERROR(guest->Begin(std::move(origin)));
