@@ -465,5 +465,67 @@ TEST_CASE("A kill at every call of a suspend leaves the old or the new state",
   KillAtSuspend(/*stride=*/1, /*at_random=*/60);
 }
 
+// --- Files that fail ---------------------------------------------------------
+
+struct FileFault {
+  const char* what;
+  Fault fault;
+  int error;
+};
+constexpr FileFault kFileFaults[] = {
+    {"an I/O error", Fault::kFail, EIO},
+    {"a full disk", Fault::kFail, ENOSPC},
+    {"a short transfer", Fault::kShorten, 0},
+};
+
+// One call on a file of the MicroVM after the other.
+void FailFiles(Phase phase, uint64_t stride) {
+  for (const FileFault& one : kFileFaults) {
+    CAPTURE(one.what, phase);
+    Chain chain;
+    LifeOptions options;
+    options.phase = phase;
+    options.plain = true;
+    options.must_succeed = one.fault == Fault::kShorten;
+    options.disk_may_fail = one.error == EIO;
+    test::FaultPlan plan;
+    plan.fault = one.fault;
+    plan.error = one.error;
+    plan.directory = (chain.state() / "vms").string();
+    const int points = Step(chain, options, plan, /*first=*/1, stride);
+    CHECK(points > 0);
+    if (one.fault == Fault::kFail) CHECK(chain.refused > 0);
+    CheckTidy(chain);
+    WARN((phase == Phase::kSuspend ? "suspend" : "resume")
+         << ", " << one.what << ": " << points << " calls, " << chain.refused
+         << " refused, " << chain.failed_disks << " disks of no more use");
+  }
+}
+
+TEST_CASE("Some failed calls on files leave a MicroVM as it was") {
+  FailFiles(Phase::kSuspend, /*stride=*/9);
+  FailFiles(Phase::kResume, /*stride=*/9);
+}
+
+TEST_CASE("Any failed call on a file leaves a MicroVM as it was", "[stress]") {
+  FailFiles(Phase::kSuspend, /*stride=*/1);
+  FailFiles(Phase::kResume, /*stride=*/1);
+}
+
+TEST_CASE("A file that stalls in a suspend holds up no other MicroVM") {
+  // Each call on a file of the one is held until the other got on: a life that
+  // waits for the call would never end.
+  Chain chain;
+  LifeOptions options;
+  options.plain = true;
+  options.other = true;
+  options.must_succeed = true;
+  test::FaultPlan plan;
+  plan.fault = Fault::kHold;
+  plan.directory = (chain.state() / "vms" / kId).string();
+  const int points = Step(chain, options, plan, /*first=*/1, /*stride=*/5);
+  CHECK(points > 0);
+}
+
 }  // namespace
 }  // namespace catnap
