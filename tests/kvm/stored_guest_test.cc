@@ -1,25 +1,29 @@
 // What is stored of a MicroVM with a real machine, and is not as it was left.
 #include <fcntl.h>
-#include <sys/stat.h>
+#include <signal.h>
+#include <sys/mount.h>
+#include <sys/statvfs.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <catch2/catch.hpp>
-#include <csignal>
 #include <filesystem>
-#include <fstream>
 #include <memory>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "base/status.h"
+#include "base/unique_fd.h"
 #include "catnap/catnap.h"
 #include "catnap/errors.h"
 #include "runtime/host_core.h"
 #include "support/temporary_directory.h"
 #include "support/writing_guest.h"
+#include "vmm/guest_template.h"
 
 namespace catnap {
 namespace {
@@ -33,12 +37,17 @@ constexpr char kId[] = "writer";
 // before it is stored.
 class WriterHost {
  public:
-  explicit WriterHost(bool image = true) {
-    if (image) {
-      const absl::Status made = test::MakeWriterImage(state_ / "images");
-      INFO(made.ToString());
-      REQUIRE(made.ok());
-    }
+  // In a directory of its own, in `parent`.
+  explicit WriterHost(const std::filesystem::path& parent =
+                          std::filesystem::temp_directory_path())
+      : directory_(parent) {
+    const absl::Status made = test::MakeWriterImage(state_ / "images");
+    INFO(made.ToString());
+    REQUIRE(made.ok());
+    Open();
+  }
+
+  void Open() {
     auto core = runtime::HostCore::Open(
         {.state_dir = state_}, [this](base::Clock* clock) {
           WriterFactory::Hooks hooks;
@@ -55,8 +64,15 @@ class WriterHost {
           factory_ = made.get();
           return made;
         });
+    INFO(core.status().ToString());
     REQUIRE(core.ok());
     host_ = runtime::HostCore::MakeHost(*std::move(core));
+  }
+  void Close() {
+    const absl::Status closed = host_->Close();
+    INFO(closed.ToString());
+    REQUIRE(closed.ok());
+    host_.reset();
   }
 
   MicroVM Run(const std::string& id = kId) {
@@ -198,6 +214,215 @@ TEST_CASE("Verify() finds a layer of the disk that is missing or damaged") {
   CHECK_FALSE(MicroVM::Restore(host.host(), *snapshot, {.id = "copy"}).ok());
   CHECK(host.looks == looks);
   CHECK(host.factory().WaitForSteps(kId, 5));
+}
+
+TEST_CASE("A guest is stored whole after a copy of it that failed") {
+  WriterHost host;
+  const MicroVM vm = host.Run();
+  // With and without a snapshot that it was woken from.
+  const bool woken = GENERATE(false, true);
+  if (woken) {
+    REQUIRE(vm.Suspend().ok());
+    REQUIRE(vm.Resume().ok());
+    REQUIRE(host.factory().WaitForSteps(kId, 5));
+  }
+  {
+    // It is given up when its memory is the copy's already.
+    const auto running = host.factory().machine(kId);
+    vmm::Machine& machine = running->machine();
+    const auto before = machine.memory().image();
+    auto capture = vmm::MachineCapture::Prepare(&machine, running->origin());
+    REQUIRE(capture.ok());
+    REQUIRE(machine.Pause().ok());
+    auto sections = machine.Save();
+    REQUIRE(sections.ok());
+    REQUIRE((*capture)->Take(&machine, *std::move(sections)).ok());
+    CHECK(machine.memory().image() != before);
+    REQUIRE(machine.Start().ok());
+  }
+  REQUIRE(host.factory().WaitForSteps(kId, 5));
+  for (int i = 0; i < 2; ++i) {
+    CAPTURE(i);
+    REQUIRE(vm.Suspend().ok());
+    const absl::Status status = vm.Resume();
+    INFO(status.ToString());
+    REQUIRE(status.ok());
+    CHECK(host.woken == host.slept);
+    REQUIRE(host.factory().WaitForSteps(kId, 5));
+  }
+}
+
+TEST_CASE("A guest does not wake over the memory of another image") {
+  WriterHost host;
+  WriterHost other;
+  {
+    const MicroVM vm = host.Run();
+    REQUIRE(vm.Suspend().ok());
+  }
+  const auto guest_of = [](const WriterHost& of) {
+    return of.state() / "images" / test::kWriterImage / "1.0" / "guest";
+  };
+  const auto aside = host.state() / "aside";
+  host.Close();
+  std::filesystem::rename(guest_of(host), aside);
+  std::filesystem::copy(guest_of(other), guest_of(host),
+                        std::filesystem::copy_options::recursive);
+  host.Open();
+  const int looks = host.looks;
+  {
+    const auto vm = host.host().GetMicroVM(kId);
+    REQUIRE(vm.ok());
+    const absl::Status refused = vm->Resume();
+    CHECK(absl::IsFailedPrecondition(refused));
+    CHECK_THAT(refused.ToString(), Catch::Contains("image"));
+    CHECK(vm->state() == MicroVMState::kSuspended);
+  }
+  CHECK(host.looks == looks);
+  host.Close();
+  std::filesystem::remove_all(guest_of(host));
+  std::filesystem::rename(aside, guest_of(host));
+  host.Open();
+  const auto vm = host.host().GetMicroVM(kId);
+  REQUIRE(vm.ok());
+  const absl::Status woken = vm->Resume();
+  INFO(woken.ToString());
+  REQUIRE(woken.ok());
+  CHECK(host.woken == host.slept);
+}
+
+// A file system of 64 MiB, where that may be had.
+class SmallDisk {
+ public:
+  SmallDisk()
+      : mounted_(::mount("tmpfs", directory_.path().c_str(), "tmpfs", 0,
+                         "size=64m") == 0) {}
+  ~SmallDisk() {
+    if (mounted_) ::umount2(directory_.path().c_str(), MNT_DETACH);
+  }
+  SmallDisk(const SmallDisk&) = delete;
+  SmallDisk& operator=(const SmallDisk&) = delete;
+
+  bool mounted() const { return mounted_; }
+  const std::string& path() const { return directory_.path(); }
+  // Leaves so many bytes free, about.
+  void Fill(uint64_t left) const {
+    const base::UniqueFd file(
+        ::open(Filler().c_str(), O_WRONLY | O_CREAT | O_CLOEXEC, 0600));
+    REQUIRE(file.valid());
+    // A guest writes meanwhile, and may be faster.
+    bool filled = false;
+    for (int i = 0; i < 1000 && !filled; ++i) {
+      struct statvfs info {};
+      REQUIRE(::statvfs(path().c_str(), &info) == 0);
+      const uint64_t free = info.f_bavail * info.f_frsize;
+      filled =
+          free <= left ||
+          ::fallocate(file.get(), 0, 0, static_cast<off_t>(free - left)) == 0;
+    }
+    REQUIRE(filled);
+  }
+  void Empty() const { std::filesystem::remove(Filler()); }
+
+ private:
+  std::string Filler() const { return directory_.File("filler"); }
+
+  const test::TemporaryDirectory directory_;
+  const bool mounted_;
+};
+
+TEST_CASE("A suspend on a full disk leaves the guest running, however full") {
+  const SmallDisk disk;
+  if (!disk.mounted()) {
+    WARN("not tried: this process may not mount a tmpfs");
+    return;
+  }
+  WriterHost host(disk.path());
+  const MicroVM vm = host.Run();
+  REQUIRE(vm.Suspend().ok());
+  REQUIRE(vm.Resume().ok());
+  int refused = 0;
+  for (const uint64_t left :
+       {0, 8 << 10, 32 << 10, 64 << 10, 128 << 10, 256 << 10, 512 << 10}) {
+    CAPTURE(left);
+    REQUIRE(host.factory().WaitForSteps(kId, 20));
+    disk.Fill(left);
+    const absl::Status slept = vm.Suspend();
+    INFO(slept.ToString());
+    if (!slept.ok()) {
+      ++refused;
+      CHECK(absl::IsResourceExhausted(slept));
+      CHECK(vm.state() == MicroVMState::kRunning);
+    }
+    disk.Empty();
+    if (slept.ok()) REQUIRE(vm.Resume().ok());
+  }
+  CHECK(refused > 0);
+  REQUIRE(host.factory().WaitForSteps(kId, 20));
+  const absl::Status slept = vm.Suspend();
+  INFO(slept.ToString());
+  REQUIRE(slept.ok());
+  REQUIRE(vm.Resume().ok());
+  CHECK(host.woken == host.slept);
+}
+
+TEST_CASE("A snapshot that is being saved is not there, or whole") {
+  WriterHost host;
+  const MicroVM vm = host.Run();
+  const auto snapshot = vm.TakeSnapshot();
+  REQUIRE(snapshot.ok());
+  const auto to = host.state() / "saved";
+  std::atomic<bool> ended{false};
+  absl::Status saved;
+  std::thread saver([&] {
+    saved = snapshot->Save(to);
+    ended = true;
+  });
+  bool last = false;
+  int found = 0;
+  while (!last) {
+    last = ended;  // One more look when it is there for certain.
+    const auto loaded = Snapshot::Load(host.host(), to);
+    if (loaded.ok()) {
+      ++found;
+      const absl::Status whole = loaded->Verify();
+      INFO(whole.ToString());
+      CHECK(whole.ok());
+    } else {
+      INFO(loaded.status().ToString());
+      CHECK(absl::IsNotFound(loaded.status()));
+    }
+  }
+  saver.join();
+  INFO(saved.ToString());
+  CHECK(saved.ok());
+  CHECK(found > 0);
+}
+
+TEST_CASE("A state directory is one process's, until that is gone") {
+  const test::TemporaryDirectory directory;
+  const auto state = std::filesystem::path(directory.path()) / "state";
+  std::array<int, 2> opened{};
+  REQUIRE(::pipe2(opened.data(), O_CLOEXEC) == 0);
+  const pid_t child = ::fork();  // While there are no threads.
+  if (child == 0) {
+    const auto host = Host::Open({.state_dir = state});
+    const char tells = host.ok() ? 'y' : 'n';
+    if (::write(opened[1], &tells, 1) != 1) ::_exit(1);
+    for (;;) ::pause();
+  }
+  REQUIRE(child > 0);
+  char tells = 0;
+  CHECK(::read(opened[0], &tells, 1) == 1);
+  CHECK(tells == 'y');
+  const auto refused = Host::Open({.state_dir = state});
+  CHECK(ReasonOf(refused.status()) == ErrorReason::kStateDirInUse);
+  ::kill(child, SIGKILL);
+  REQUIRE(::waitpid(child, nullptr, 0) == child);
+  const auto host = Host::Open({.state_dir = state});
+  INFO(host.status().ToString());
+  CHECK(host.ok());
+  ::close(opened[0]);
+  ::close(opened[1]);
 }
 
 }  // namespace
