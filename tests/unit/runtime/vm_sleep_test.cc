@@ -4,6 +4,7 @@
 #include <chrono>
 #include <filesystem>
 #include <future>
+#include <stop_token>
 #include <string>
 #include <thread>
 #include <vector>
@@ -220,6 +221,27 @@ TEST_CASE("A use cancels a suspend that it may undo") {
   CHECK_THAT(status.ToString(), Catch::Contains("was used"));
   CHECK(vm.state() == MicroVMState::kRunning);
   host.faults().delay_ms = 0;  // Of Close().
+}
+
+TEST_CASE("A suspend that stalls holds up no command of another machine") {
+  TestHost host;
+  const MicroVM stalled = host.Run({.id = "stalled"});
+  const MicroVM other = host.Run({.id = "other"});
+  host.faults().delay_ms = 60'000;
+  std::stop_source stop;
+  auto suspend = std::async(std::launch::async, [&] {
+    return stalled.Suspend({.stop = stop.get_token()});
+  });
+  CHECK(stalled.WaitForState(MicroVMState::kSuspending, 20s).ok());
+  const auto result = other.Exec(Shell("echo here"));
+  // It was not what the command waited for.
+  CHECK(stalled.state() == MicroVMState::kSuspending);
+  stop.request_stop();
+  CHECK(absl::IsCancelled(suspend.get()));
+  host.faults().delay_ms = 0;
+  REQUIRE(result.ok());
+  CHECK(result->stdout_data == "here\n");
+  CHECK(stalled.state() == MicroVMState::kRunning);
 }
 
 TEST_CASE("Without auto-resume a use waits for the suspend, and is refused") {
