@@ -15,8 +15,12 @@ set -euo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
+current="the start"
+trap '(($? == 0)) || echo "examples/run.sh: failed at: $current" >&2' EXIT
+
 step() {
   local name=$1 begin=$EPOCHREALTIME
+  current=$name
   shift
   printf '== %s\n' "$name"
   "$@"
@@ -42,12 +46,12 @@ run_example() {
     build/release/examples/"$0" "$1" "$room" "${@:2}"' "$@"
 }
 
-# The guest tells more than `quiet` would, so that there is something to see.
+# boot [OPTION OF THE KERNEL]...: without `quiet` the kernel tells all it does.
 boot() {
   tests/emulated_host/run.sh --if-needed --timeout 300 -- \
     build/release/examples/boot_guest \
     build/release/guest/vmlinux build/release/guest/initramfs \
-    --memory-mib 128 --command-line "console=ttyS0 panic=-1 $1"
+    --memory-mib 128 --command-line "console=ttyS0 panic=-1 $*"
 }
 
 # Says why when MicroVMs cannot be started; the emulated host then can.
@@ -62,7 +66,7 @@ make_rootfs() {
 step "install packages" cmake/setup.sh build kernel emulated rootfs
 step "build the library, the examples and the guest kernel" build
 step "look at this machine" probe
-step "boot a guest, with its kernel's messages" boot ""
+step "boot a guest without a root file system" boot quiet
 step "make a Debian root file system" make_rootfs
 step "run Python in a MicroVM" run_example run_python "$rootfs" "$@"
 step "a web application that sleeps" run_example sleeping_web "$rootfs"

@@ -15,7 +15,6 @@
 #include <filesystem>
 #include <fstream>
 #include <string>
-#include <thread>
 
 #include "catnap/catnap.h"
 #include "support.h"
@@ -49,17 +48,24 @@ catnap::ImageSpec WebImage(const std::filesystem::path& tar) {
   spec.memory_bytes = uint64_t{512} << 20;
   spec.entrypoint = {"gunicorn"};
   spec.command = {"--chdir", "/srv/web", "--bind", "127.0.0.1:8080", "app:app"};
+  // gunicorn listens before it has loaded the application: what counts is its
+  // first answer. Each machine of the image goes on from there.
   spec.ready.port = kWebPort;
+  spec.ready.command = {"python3", "-c",
+                        "import urllib.request; urllib.request.urlopen("
+                        "'http://127.0.0.1:8080/health')"};
   spec.ready.timeout = 180s;
   return spec;
 }
 
-// Whether the application at `address` says so: its visit number `visits`, and
-// as many in the file.
-bool Visit(const catnap::HostAddress& address, int visits) {
+// Whether the application of `vm` says so at `address`: that this is its visit
+// number `visits`, with as many in the file, on the machine of this name.
+bool Visit(const catnap::MicroVM& vm, const catnap::HostAddress& address,
+           int visits) {
   const std::string answer = Fetch(address);
   const std::string number = std::to_string(visits);
-  const std::string wanted = "visit " + number + ", " + number + " in the file";
+  const std::string wanted =
+      "visit " + number + ", " + number + " in the file, on " + vm.id() + "\n";
   if (answer.find(wanted) != std::string::npos) return true;
   std::fprintf(stderr, "wanted \"%s\", the application answered:\n%s\n",
                wanted.c_str(), answer.c_str());
@@ -83,6 +89,7 @@ int ShowSleeper(const catnap::MicroVM& vm) {
 // Forks a machine whose next visit is number `visits`; each goes its own way.
 int Fork(const catnap::MicroVM& vm, const catnap::HostAddress& address,
          int visits) {
+  const uint64_t before = PrivateBytes();
   const auto forks = [&] {
     const Step step("fork it ten times");
     // They are not to sleep while they are looked at.
@@ -91,31 +98,29 @@ int Fork(const catnap::MicroVM& vm, const catnap::HostAddress& address,
     return vm.Fork(kForks, options);
   }();
   if (!forks.ok()) return Fail("fork", forks.status());
+  uint64_t stored = 0;
   {
-    const Step step("call each of the ten");
+    const Step step("call each of the ten, twice");
     for (const catnap::MicroVM& fork : *forks) {
       const auto forward = fork.ForwardPort({}, kWebPort);
       if (!forward.ok()) return Fail("forward", forward.status());
-      if (!Visit(forward->address(), visits)) return 1;
+      // Each counts on from where they parted, and sees nobody else's visits.
+      for (const int visit : {visits, visits + 1}) {
+        if (!Visit(fork, forward->address(), visit)) return 1;
+      }
+      stored += fork.GetUsage().stored_bytes;
     }
   }
-  // Neither it nor the first fork saw the others' visits.
-  const auto forward = forks->front().ForwardPort({}, kWebPort);
-  if (!forward.ok()) return Fail("forward", forward.status());
-  if (!Visit(forward->address(), visits + 1)) return 1;
-  if (!Visit(address, visits)) return 1;
-  const uint64_t with_forks = PrivateBytes();
-  {
-    const Step step("end the ten");
-    for (const catnap::MicroVM& fork : *forks) {
-      const absl::Status ended = fork.Terminate();
-      if (!ended.ok()) return Fail("end a fork", ended);
-    }
+  const uint64_t now = PrivateBytes();
+  std::printf("  each costs %.1f MB of memory and %.1f MB of disk\n",
+              Megabytes(now - std::min(before, now)) / kForks,
+              Megabytes(stored) / kForks);
+  if (!Visit(vm, address, visits)) return 1;  // Nor does their parent.
+  const Step step("end the ten");
+  for (const catnap::MicroVM& fork : *forks) {
+    const absl::Status ended = fork.Terminate();
+    if (!ended.ok()) return Fail("end a fork", ended);
   }
-  std::this_thread::sleep_for(1s);  // Memory is given back in the background.
-  std::printf(
-      "  each had cost %.1f MB of memory\n",
-      Megabytes(with_forks - std::min(with_forks, PrivateBytes())) / kForks);
   return 0;
 }
 
@@ -144,7 +149,7 @@ int Run(const std::filesystem::path& tar, const std::filesystem::path& room) {
   const catnap::HostAddress address = forward->address();
   {
     const Step step("call it by HTTP, twice");
-    if (!Visit(address, 1) || !Visit(address, 2)) return 1;
+    if (!Visit(*vm, address, 1) || !Visit(*vm, address, 2)) return 1;
   }
   {
     const Step step("leave it alone until it sleeps (5 s, and storing)");
@@ -154,11 +159,11 @@ int Run(const std::filesystem::path& tar, const std::filesystem::path& room) {
   if (const int failed = ShowSleeper(*vm); failed != 0) return failed;
   {
     const Step step("call it: it wakes and answers");
-    if (!Visit(address, 3)) return 1;
+    if (!Visit(*vm, address, 3)) return 1;
   }
   {
     const Step step("call it awake");
-    if (!Visit(address, 4)) return 1;
+    if (!Visit(*vm, address, 4)) return 1;
   }
   {
     const Step step("run a Python snippet in it");

@@ -3,6 +3,7 @@
 
 #include <netdb.h>
 #include <sys/socket.h>
+#include <sys/time.h>
 #include <unistd.h>
 
 #include <array>
@@ -41,7 +42,7 @@ inline int Fail(const char* what, const absl::Status& status) {
 }
 
 // What a web server at the address answers to GET /, head and body; "" when
-// there is none.
+// there is none. Gives up on one that is silent for a minute.
 inline std::string Fetch(const catnap::HostAddress& address) {
   addrinfo* found = nullptr;
   const std::string port = std::to_string(address.port);
@@ -49,6 +50,8 @@ inline std::string Fetch(const catnap::HostAddress& address) {
     return "";
   }
   const catnap::UniqueFd fd(::socket(found->ai_family, SOCK_STREAM, 0));
+  const timeval silence{.tv_sec = 60, .tv_usec = 0};
+  ::setsockopt(fd.get(), SOL_SOCKET, SO_RCVTIMEO, &silence, sizeof(silence));
   const bool connected =
       ::connect(fd.get(), found->ai_addr, found->ai_addrlen) == 0;
   ::freeaddrinfo(found);

@@ -1,7 +1,7 @@
 """A web application that remembers: a counter in its memory, a file on disk."""
 
-import os
 import pathlib
+import socket
 
 from flask import Flask
 
@@ -17,4 +17,10 @@ def visit():
     with journal.open("a") as file:
         print("visit", visits, file=file)
     lines = len(journal.read_text().splitlines())
-    return f"visit {visits}, {lines} in the file, process {os.getpid()}\n"
+    return f"visit {visits}, {lines} in the file, on {socket.gethostname()}\n"
+
+
+@app.get("/health")
+def health():
+    """Answers when all of the application is loaded; no visit."""
+    return "well\n"
