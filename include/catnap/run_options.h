@@ -85,7 +85,12 @@ struct RunOptions {
   // at least 1 ms. Then it is terminated.
   std::optional<Millis> max_lifetime{};
   std::string run_payload{};
-  // For the application and all that is executed later, over the image's.
+  // For all that is executed later, over the image's. An application that the
+  // image's build started runs already and keeps the variables that it has:
+  // it finds these, and no others, in the guest's /run/catnap/env, NAME='value'
+  // in each line as a shell reads it, from before it goes on; when there are
+  // none the file may be missing. Names that no shell takes are left out there.
+  // A guest that boots (`disks`, kReboot) starts it with them as well.
   std::map<std::string, std::string> env{};
   Labels labels{};
   NetworkPolicy egress = NetworkPolicy::DenyAll();

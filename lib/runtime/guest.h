@@ -79,6 +79,9 @@ struct GuestConfig {
   NetworkPolicy egress;
   std::shared_ptr<UniqueFd> tap;  // Null: the built-in network.
   std::string vm_id;
+  // With an origin: /run/catnap/env from before its programs run on, as
+  // NAME=value. A boot leaves that to its caller.
+  std::vector<std::string> env;
   std::shared_ptr<LogSink> log;
   std::shared_ptr<Executor> executor;  // Of the log.
   io::EventLoop* loop = nullptr;       // Borrowed; outlives the guest.

@@ -155,7 +155,8 @@ absl::StatusOr<std::unique_ptr<Guest>> MachineGuest::Start(
   }
   CATNAP_RETURN_IF_ERROR(running->machine().Start());
   if (!boots) {
-    CATNAP_RETURN_IF_ERROR(guest->WakePrograms(is_copy, {}));
+    CATNAP_RETURN_IF_ERROR(
+        guest->WakePrograms(is_copy, guest->config_.env, {}));
   }
   return std::unique_ptr<Guest>(std::move(guest));
 }
@@ -254,8 +255,9 @@ void MachineGuest::ThawPrograms() {
   log_.LogIfError(thawed.Wait(), "let the guest's programs go on");
 }
 
-absl::Status MachineGuest::WakePrograms(bool is_copy,
-                                        const agent::CallLimits& limits) {
+absl::Status MachineGuest::WakePrograms(
+    bool is_copy, std::optional<std::vector<std::string>> env,
+    const agent::CallLimits& limits) {
   const agent::CallLimits within = Within(limits, kWakeLatest);
   CATNAP_ASSIGN_OR_RETURN(const auto client,
                           WaitForClient(*within.deadline, [&within] {
@@ -264,6 +266,7 @@ absl::Status MachineGuest::WakePrograms(bool is_copy,
   agent::WakeOptions options;
   options.is_copy = is_copy;
   options.connections = agent::Connections::kDestroy;
+  options.env = std::move(env);
   if (is_copy) {
     options.hostname = config_.vm_id;
     CATNAP_ASSIGN_OR_RETURN(options.machine_id, base::RandomBytes<16>());
@@ -356,7 +359,7 @@ absl::Status MachineGuest::Resume(const std::filesystem::path& directory,
   absl::Status awake = running->machine().Start();
   if (awake.ok()) {
     connection_->Continue();
-    awake = WakePrograms(/*is_copy=*/false, limits);
+    awake = WakePrograms(/*is_copy=*/false, /*env=*/std::nullopt, limits);
   }
   if (awake.ok()) return absl::OkStatus();
   // It sleeps on, as it was stored. What the connection carried meanwhile is

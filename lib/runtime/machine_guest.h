@@ -4,7 +4,9 @@
 #include <cstdint>
 #include <filesystem>
 #include <memory>
+#include <optional>
 #include <string>
+#include <vector>
 
 #include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
@@ -115,7 +117,10 @@ class MachineGuest final : public Guest {
   absl::Status FreezePrograms(std::chrono::milliseconds bound,
                               const agent::CallLimits& limits);
   void ThawPrograms();
-  absl::Status WakePrograms(bool is_copy, const agent::CallLimits& limits);
+  // `env`: see agent::WakeOptions.
+  absl::Status WakePrograms(bool is_copy,
+                            std::optional<std::vector<std::string>> env,
+                            const agent::CallLimits& limits);
   // Of a machine whose guest stands still: lets it go on.
   void GoOn(RunningMachine& running);
   // With the disk's part in a directory that is there; failed, the guest runs.

@@ -143,11 +143,13 @@ absl::Status Vm::StartGuest(std::optional<GuestOrigin> origin,
                             const agent::CallLimits& limits) {
   GuestConfig config;
   config.image = image_;
+  const bool boots = !origin.has_value();
   config.origin = std::move(origin);
   config.directory = store_.live();
   config.disks = options_.disks;
   config.tap = options_.tap;
   config.vm_id = id_;
+  config.env = OwnEnvironment();
   config.log = environment_.log;
   config.executor = environment_.executor;
   config.loop = environment_.loop;
@@ -175,7 +177,8 @@ absl::Status Vm::StartGuest(std::optional<GuestOrigin> origin,
     changed_.NotifyAll();
   }
   if (guest == nullptr) return started;
-  return WaitForAgent(guest, limits);
+  CATNAP_RETURN_IF_ERROR(WaitForAgent(guest, limits));
+  return boots ? PublishEnvironment(limits) : absl::OkStatus();
 }
 
 absl::Status Vm::WaitForAgent(const std::shared_ptr<Guest>& guest,

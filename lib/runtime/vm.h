@@ -184,6 +184,9 @@ class Vm : public std::enable_shared_from_this<Vm> {
   // them, as NAME=value.
   std::vector<std::string> Environment(
       const std::map<std::string, std::string>& more) const;
+  // Those of its RunOptions alone, which programs that run already find in
+  // /run/catnap/env.
+  std::vector<std::string> OwnEnvironment() const;
 
   // Runs `end` when the VM ends, before its guest does, on the thread that ends
   // it, unless the result is removed before. It may come at once.
@@ -207,6 +210,8 @@ class Vm : public std::enable_shared_from_this<Vm> {
                           const agent::CallLimits& limits);
   absl::Status WaitForAgent(const std::shared_ptr<Guest>& guest,
                             const agent::CallLimits& limits);
+  // Of a guest that booted: puts OwnEnvironment() where programs look for it.
+  absl::Status PublishEnvironment(const agent::CallLimits& limits);
   absl::Status StartApplication(const agent::CallLimits& limits);
   void OnApplicationEnd(const std::string& text);
   // Takes part in the application of a guest that did not boot.

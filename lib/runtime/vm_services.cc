@@ -2,11 +2,26 @@
 
 #include "agent/log_lines.h"
 #include "agent/messages.h"
+#include "agent/sleep.h"
 #include "base/status.h"
+#include "runtime/completion.h"
 #include "runtime/network_policy.h"
 #include "runtime/vm.h"
 
 namespace catnap::runtime {
+namespace {
+
+// NAME=value.
+std::vector<std::string> Texts(const std::map<std::string, std::string>& env) {
+  std::vector<std::string> texts;
+  texts.reserve(env.size());
+  for (const auto& [name, value] : env) {
+    texts.push_back(fmt::format("{}={}", name, value));
+  }
+  return texts;
+}
+
+}  // namespace
 
 ServiceTable::OnConnection Vm::CallbackOf(
     std::shared_ptr<GuestService> service) const {
@@ -95,11 +110,29 @@ std::vector<std::string> Vm::Environment(
   std::map<std::string, std::string> all = more;
   all.insert(options_.env.begin(), options_.env.end());
   all.insert(image_->env.begin(), image_->env.end());
-  std::vector<std::string> texts;
-  texts.reserve(all.size());
-  for (const auto& [name, value] : all)
-    texts.push_back(fmt::format("{}={}", name, value));
-  return texts;
+  return Texts(all);
+}
+
+std::vector<std::string> Vm::OwnEnvironment() const {
+  return Texts(options_.env);
+}
+
+absl::Status Vm::PublishEnvironment(const agent::CallLimits& limits) {
+  if (options_.env.empty()) return absl::OkStatus();
+  CATNAP_ASSIGN_OR_RETURN(const auto client, Client(limits));
+  // A guest that is not frozen only takes what a wake brings.
+  agent::WakeOptions options;
+  options.env = OwnEnvironment();
+  const Completion<absl::StatusOr<std::string>> taken;
+  agent::Wake(client.get(), options, limits,
+              [taken](absl::StatusOr<std::string> left_out) {
+                taken.Set(std::move(left_out));
+              });
+  CATNAP_ASSIGN_OR_RETURN(const std::string left_out, taken.Wait());
+  if (!left_out.empty()) {
+    log_.Warning("the guest did not take all of its environment: {}", left_out);
+  }
+  return absl::OkStatus();
 }
 
 Vm::EndHook Vm::AddEndHook(std::function<void()> end) {

@@ -4,6 +4,7 @@
 #include <filesystem>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "catnap/catnap.h"
 #include "linux/busybox_root.h"
@@ -58,6 +59,7 @@ TEST_CASE("A MicroVM falls asleep, wakes for who needs it, outlives its Host") {
 
   RunOptions options;
   options.id = "one";
+  options.env = {{"TENANT", "it's one"}};
   options.idle_policy = IdlePolicy{.max_idle_duration = 3s,
                                    .suspended_duration = {},
                                    .auto_resume_enabled = true,
@@ -76,6 +78,10 @@ TEST_CASE("A MicroVM falls asleep, wakes for who needs it, outlives its Host") {
   CHECK(vm->GetUsage().stored_bytes > 0);
   CHECK_THAT(Fetch(*forward), Catch::Contains("a page"));
   CHECK(vm->state() == MicroVMState::kRunning);
+
+  // The server started without it, but can look it up.
+  const std::string show = "unset TENANT; . /run/catnap/env; echo $TENANT";
+  CHECK(Sh(*vm, show) == "it's one\n");
 
   // A process's stream goes on over an explicit sleep.
   REQUIRE(vm->SetIdlePolicy(std::nullopt).ok());
@@ -102,15 +108,22 @@ TEST_CASE("A MicroVM falls asleep, wakes for who needs it, outlives its Host") {
 
   // Forks go their own ways, from where it is now.
   CHECK(Sh(*vm, "echo common >/etc/file").empty());
-  const auto forks = vm->Fork(2);
+  std::vector<RunOptions> children(2);
+  children[1].env = {{"TENANT", "another"}};
+  const auto forks = vm->ForkEach(children);
   INFO(forks.status().ToString());
   REQUIRE(forks.ok());
   REQUIRE(forks->size() == 2);
   for (const MicroVM& fork : *forks) {
     CHECK(Sh(fork, "echo $(hostname) >>/etc/file; cat /etc/file") ==
           "common\n" + fork.id() + "\n");
-    CHECK(fork.Terminate().ok());
+    const auto own_port = fork.ForwardPort({}, 8080);
+    REQUIRE(own_port.ok());
+    CHECK_THAT(Fetch(*own_port), Catch::Contains("a page"));
   }
+  CHECK(Sh((*forks)[0], show) == "it's one\n");
+  CHECK(Sh((*forks)[1], show) == "another\n");
+  for (const MicroVM& fork : *forks) CHECK(fork.Terminate().ok());
   CHECK(Sh(*vm, "cat /etc/file") == "common\n");
 
   // The Host goes, the MicroVM stays.

@@ -9,6 +9,7 @@
 #include <fstream>
 #include <functional>
 #include <future>
+#include <iterator>
 #include <memory>
 #include <optional>
 #include <stop_token>
@@ -17,9 +18,11 @@
 #include <utility>
 #include <vector>
 
+#include "agent/sleep.h"
 #include "base/mutex.h"
 #include "runtime/guest.h"
 #include "support/running_agent.h"
+#include "support/temporary_directory.h"
 
 namespace catnap::testing {
 
@@ -117,10 +120,12 @@ class ProcessCapture final : public runtime::CapturedGuest {
 class ProcessGuest final : public runtime::Guest {
  public:
   ProcessGuest(std::shared_ptr<RunningAgent> agent,
+               std::shared_ptr<const test::TemporaryDirectory> run,
                std::function<void(runtime::GuestEnd)> on_end,
                std::filesystem::path directory,
                std::shared_ptr<GuestFaults> faults)
       : agent_(std::move(agent)),
+        run_(std::move(run)),
         on_end_(std::move(on_end)),
         client_(agent_->client()),
         directory_(std::move(directory)),
@@ -198,9 +203,16 @@ class ProcessGuest final : public runtime::Guest {
   std::string disk() const { return ReadText(directory_ / kDiskName); }
   const std::filesystem::path& directory() const { return directory_; }
   void SendFrame() { ++frames_; }
+  // What it shows its programs as /run/catnap/env; "none": there is none.
+  std::string env() const {
+    std::ifstream in(run_->File("env"));
+    if (!in) return "none";
+    return {std::istreambuf_iterator<char>(in), {}};
+  }
 
  private:
   const std::shared_ptr<RunningAgent> agent_;
+  const std::shared_ptr<const test::TemporaryDirectory> run_;
   const std::function<void(runtime::GuestEnd)> on_end_;
   agent::Client* const client_;
   const std::filesystem::path directory_;
@@ -229,11 +241,14 @@ class ProcessGuestFactory final : public runtime::GuestFactory {
       runtime::GuestConfig config) override {
     ++faults_->starts;
     if (faults_->start_fails) return absl::ResourceExhaustedError("no memory");
-    auto agent = std::make_shared<RunningAgent>(program_, config.services);
+    auto run = std::make_shared<const test::TemporaryDirectory>();
+    auto agent = std::make_shared<RunningAgent>(
+        program_, RunningAgent::Options{.run_directory = run->path()},
+        config.services);
     config.services->OnClient(
         std::shared_ptr<agent::Client>(agent, agent->client()));
-    auto guest = std::make_unique<ProcessGuest>(agent, config.on_end,
-                                                config.directory, faults_);
+    auto guest = std::make_unique<ProcessGuest>(
+        agent, std::move(run), config.on_end, config.directory, faults_);
     {
       const base::MutexLock lock(&mutex_);
       agents_.push_back(agent);
@@ -257,6 +272,8 @@ class ProcessGuestFactory final : public runtime::GuestFactory {
       }
       const absl::Status running = StartApplication(*config.image, *agent);
       if (!running.ok()) return running;
+      const absl::Status awake = WakePrograms(config.env, *agent);
+      if (!awake.ok()) return awake;
     } else if (!std::filesystem::exists(config.directory / kDiskName)) {
       guest->SetDisk("image");
     }
@@ -313,6 +330,19 @@ class ProcessGuestFactory final : public runtime::GuestFactory {
     }
     (*process)->Detach();
     return absl::OkStatus();
+  }
+
+  static absl::Status WakePrograms(std::vector<std::string> env,
+                                   RunningAgent& agent) {
+    agent::WakeOptions options;
+    options.env = std::move(env);
+    auto awake = std::make_shared<std::promise<absl::Status>>();
+    auto waits = awake->get_future();
+    agent::Wake(agent.client(), options, {},
+                [awake](const absl::StatusOr<std::string>& left_out) {
+                  awake->set_value(left_out.status());
+                });
+    return waits.get();
   }
 
   const std::string program_;

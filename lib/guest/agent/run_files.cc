@@ -4,12 +4,27 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <cerrno>
 #include <cstdio>
 #include <string_view>
 
 namespace catnap::guest {
+namespace {
+
+// Others are commands to a shell that reads the file.
+bool IsShellName(std::string_view name) {
+  const auto letter = [](char c) {
+    return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || c == '_';
+  };
+  return !name.empty() && letter(name[0]) &&
+         std::all_of(name.begin(), name.end(), [letter](char c) {
+           return letter(c) || (c >= '0' && c <= '9');
+         });
+}
+
+}  // namespace
 
 RunFiles::RunFiles(const std::string& directory) : directory_(directory) {
   if (directory_.empty()) return;
@@ -57,7 +72,8 @@ int RunFiles::SetEnv(const std::vector<std::string>& env) {
   std::string text;
   for (const std::string_view variable : env) {
     const size_t name = variable.find('=');
-    if (name == 0 || name == std::string_view::npos) continue;
+    if (name == std::string_view::npos) continue;
+    if (!IsShellName(variable.substr(0, name))) continue;
     text += variable.substr(0, name + 1);
     text += '\'';
     for (const char c : variable.substr(name + 1)) {

@@ -12,6 +12,7 @@ namespace catnap::guest {
 //   generation   16 hexadecimal digits and a line feed. Changes at each wake,
 //                in place: a reader may map it, read it again, or watch it.
 //   env          NAME='value' in each line, quoted for a shell. Replaced whole.
+//                Not there: none were ever set.
 class RunFiles {
  public:
   // `directory` is made; "" for no files.
@@ -22,7 +23,8 @@ class RunFiles {
 
   // 0, or the one there is: the next one. Returns 0 or the errno.
   int SetGeneration(uint64_t generation);
-  // `env` are NAME=value; others are left out. Returns 0 or the errno.
+  // `env` are NAME=value; others, and names that no shell takes, are left out.
+  // Returns 0 or the errno.
   int SetEnv(const std::vector<std::string>& env);
 
  private:

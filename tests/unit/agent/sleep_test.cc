@@ -314,8 +314,14 @@ TEST_CASE("A wake replaces the environment's file, for a shell to read") {
   const std::string run = directory.File("run");
   RunningAgent agent(CATNAP_GUEST_AGENT, {.run_directory = run});
   WakeOptions options;
-  options.env = {"A=b c", "EMPTY=", "QUOTED=it's \"$A\"\nand `more`", "=x",
-                 "none"};
+  options.env = {"A=b c",
+                 "EMPTY=",
+                 "QUOTED=it's \"$A\"\nand `more`",
+                 "=x",
+                 "none",
+                 "1A=x",
+                 "A;echo run;B=x",
+                 "C\necho run\nD=x"};
   REQUIRE(WakeNow(agent.client(), options).ok());
   const auto shown =
       agent.Exec({.argv = {"sh", "-c",

@@ -180,6 +180,41 @@ TEST_CASE("Forks have what is not set from their parent, all or none") {
   CHECK(Stored(host) == 0);
 }
 
+TEST_CASE(
+    "Programs that run already find their machine's variables in a file") {
+  ImageSpec spec;
+  spec.env = {{"OF_IMAGE", "x"}};
+  TestHost host(spec);
+  const std::string own = "A='it'\\''s'\nB='b'\n";
+  const MicroVM vm = host.Run({.id = "a", .env = {{"A", "it's"}, {"B", "b"}}});
+  CHECK(host.guest().env() == own);
+  CHECK(vm.Exec(Shell("echo $A $OF_IMAGE"))->stdout_data == "it's x\n");
+  SECTION("a copy has those of its own options") {
+    REQUIRE(vm.Fork(1, {.env = {{"C", "child"}}}).ok());
+    CHECK(host.guest().env() == "C='child'\n");
+    REQUIRE(vm.Fork(1).ok());
+    CHECK(host.guest().env() == own);
+    const auto snapshot = vm.TakeSnapshot();
+    REQUIRE(snapshot.ok());
+    // Nothing is left of what it was taken from.
+    REQUIRE(MicroVM::Restore(host.host(), *snapshot).ok());
+    CHECK(host.guest().env().empty());
+  }
+  SECTION("over sleep") {
+    REQUIRE(vm.Suspend().ok());
+    REQUIRE(vm.Resume().ok());
+    CHECK(host.guest().env() == own);
+    host.Restart();
+    REQUIRE(host.Get("a").Resume().ok());
+    CHECK(host.guest().env() == own);
+  }
+  SECTION("when it boots after a crash") {
+    host.Crash();
+    REQUIRE(host.Get("a").Resume().ok());
+    CHECK(host.guest().env() == own);
+  }
+}
+
 TEST_CASE("A snapshot goes to another Host, with its image") {
   TestHost host;
   const MicroVM vm = host.Run();
