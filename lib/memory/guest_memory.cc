@@ -107,12 +107,14 @@ absl::Status GuestMemory::MapPrivate(int memfd) {
   return absl::OkStatus();
 }
 
-absl::Status GuestMemory::MapImage(std::shared_ptr<const MemoryImage> image) {
+absl::Status GuestMemory::MapImage(std::shared_ptr<const MemoryImage> image,
+                                   const Pager::OnLost& on_lost) {
   if (image->size() != size()) {
     return Error(absl::StatusCode::kInvalidArgument,
                  "memory image is {} bytes, guest memory {}", image->size(),
                  size());
   }
+  attachments_.clear();  // Of what is mapped over now.
   for (const Extent& extent : image->extents()) {
     const MemoryFile* file = image->FileOf(extent);
     CATNAP_RETURN_IF_ERROR(
@@ -120,8 +122,29 @@ absl::Status GuestMemory::MapImage(std::shared_ptr<const MemoryImage> image) {
   }
   // Once over everything: a third of the cost of once for each extent.
   CATNAP_RETURN_IF_ERROR(Advise(0, size()));
+  CATNAP_RETURN_IF_ERROR(AttachFiles(image, on_lost));
   image_ = std::move(image);
   mapped_ = true;
+  return absl::OkStatus();
+}
+
+absl::Status GuestMemory::AttachFiles(
+    const std::shared_ptr<const MemoryImage>& image,
+    const Pager::OnLost& on_lost) {
+  std::vector<Pager::Attachment> attachments;
+  for (const Extent& extent : image->extents()) {
+    const MemoryFile* const file = image->FileOf(extent);
+    if (file == nullptr || file->pager() == nullptr || file->pager()->full()) {
+      continue;
+    }
+    CATNAP_ASSIGN_OR_RETURN(
+        auto attachment,
+        file->pager()->Attach(mapping_.data() + extent.offset,
+                              {extent.offset, extent.length}, on_lost));
+    attachments.push_back(std::move(attachment));
+  }
+  attachments_ = std::move(attachments);
+  filling_ = attachments_.empty() ? nullptr : image;
   return absl::OkStatus();
 }
 

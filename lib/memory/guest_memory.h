@@ -13,6 +13,7 @@
 #include "base/mapping.h"
 #include "memory/gpa.h"
 #include "memory/memory_image.h"
+#include "memory/pager.h"
 
 namespace catnap::memory {
 
@@ -49,14 +50,18 @@ class GuestMemory {
 
   // Puts a private copy-on-write view of `image` over the whole range, with one
   // mapping for each extent. After an error some of it may be mapped: the
-  // range is of no use any more.
-  // Errors: INVALID_ARGUMENT (another size), RESOURCE_EXHAUSTED (mappings).
-  absl::Status MapImage(std::shared_ptr<const MemoryImage> image);
+  // range is of no use any more. Files of the image that are being filled bring
+  // what is touched; `on_lost` learns that they cannot, and must not let go of
+  // this.
+  // Errors: INVALID_ARGUMENT (another size), RESOURCE_EXHAUSTED (mappings); why
+  // a file of the image was lost.
+  absl::Status MapImage(std::shared_ptr<const MemoryImage> image,
+                        const Pager::OnLost& on_lost = nullptr);
 
   // Makes `image`, which has what the range shows now, what the range shows:
   // where the image mapped before has another place for a page, it is mapped
   // anew, and the guest's own copy of it is given back. Own pages elsewhere
-  // stay. Ends userfaultfd registrations of what it maps anew. After an error
+  // stay. What it maps anew must be full. After an error
   // the content is still what it was, some of it mapped anew: the kernel looks
   // at its limits before it unmaps anything.
   // REQUIRES: an image is mapped; nothing touches the range meanwhile (the
@@ -117,6 +122,9 @@ class GuestMemory {
   absl::Status Map(uint64_t offset, uint64_t length, int memfd);
   // Applies what every guest mapping needs, after each Map().
   absl::Status Advise(uint64_t offset, uint64_t length);
+  // Has the files of `image`, which is mapped, serve the faults there.
+  absl::Status AttachFiles(const std::shared_ptr<const MemoryImage>& image,
+                           const Pager::OnLost& on_lost);
   // Maps what `extent` of the image takes from another place than `old`.
   absl::Status RebaseExtent(const MemoryImage& old, const Extent& extent);
 
@@ -126,6 +134,11 @@ class GuestMemory {
   // Not needed by the mappings, which keep their files; but what has no
   // extent in it is the guest's own.
   std::shared_ptr<const MemoryImage> image_;
+  // The image whose files bring what is touched. After a Rebase() another one
+  // than image_, which need not name all of them.
+  std::shared_ptr<const MemoryImage> filling_;
+  // Go first.
+  std::vector<Pager::Attachment> attachments_;
 };
 
 }  // namespace catnap::memory

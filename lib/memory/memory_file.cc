@@ -9,6 +9,7 @@
 
 #include "base/checked.h"
 #include "base/status.h"
+#include "memory/pager.h"
 
 // Linux 5.14; an older kernel says EINVAL.
 #ifndef MADV_POPULATE_WRITE
@@ -48,6 +49,11 @@ absl::Status AllocatePages(int fd, base::PageRange range) {
   }
   return absl::OkStatus();
 }
+
+MemoryFile::MemoryFile(base::UniqueFd fd, base::Mapping alias, uint64_t size)
+    : fd_(std::move(fd)), alias_(std::move(alias)), size_(size) {}
+
+MemoryFile::~MemoryFile() = default;
 
 absl::StatusOr<std::unique_ptr<MemoryFile>> MemoryFile::Create(
     const std::string& name, uint64_t size) {
@@ -153,11 +159,37 @@ absl::Status MemoryFile::Seal() {
   return ErrnoError(errno, "seal a memory file");
 }
 
+absl::Status MemoryFile::FillOnDemand(std::unique_ptr<PageSupply> supply,
+                                      bool fills) {
+  CATNAP_ASSIGN_OR_RETURN(const auto bytes, Writable({0, size_}));
+  Pager::Options options;
+  options.alias = bytes;
+  options.supply = std::move(supply);
+  options.on_full = [this] {
+    // Where pages are in use by I/O the file stays sealed to an alias that
+    // nobody has any more, which is as good.
+    static_cast<void>(Seal());
+  };
+  // After the pager, without which the file is filled in other ways.
+  CATNAP_ASSIGN_OR_RETURN(auto pager, Pager::Start(std::move(options)));
+  CATNAP_RETURN_IF_ERROR(SealToAlias());
+  // What it does from here on may end in Seal(), on its own thread.
+  if (fills) CATNAP_RETURN_IF_ERROR(pager->StartFilling());
+  pager_ = std::move(pager);
+  return absl::OkStatus();
+}
+
 absl::Status MemoryFile::Read(uint64_t offset, std::span<uint8_t> into) const {
   if (!base::InRange(offset, into.size(), size_)) {
     return Error(absl::StatusCode::kOutOfRange,
                  "{} bytes at {:#x} are not in a memory file of {} bytes",
                  into.size(), offset, size_);
+  }
+  if (pager_ != nullptr && !into.empty()) {
+    const uint64_t start = offset & ~(base::kPageBytes - 1);
+    const uint64_t end = offset + into.size() + base::kPageBytes - 1;
+    CATNAP_RETURN_IF_ERROR(
+        pager_->BringIn({start, (end & ~(base::kPageBytes - 1)) - start}));
   }
   while (!into.empty()) {
     const ssize_t got =

@@ -14,6 +14,9 @@
 
 namespace catnap::memory {
 
+class Pager;
+class PageSupply;
+
 // Gives pages of a memory file that have none memory, with zeros; also on a
 // sealed one, as no content changes.
 // Errors: RESOURCE_EXHAUSTED (no memory).
@@ -25,6 +28,9 @@ absl::Status AllocatePages(int fd, base::PageRange range);
 // It is filled through one shared writable mapping, the alias, which is kept
 // out of forked children and of core dumps; Seal() ends that for ever. The
 // size never changes.
+//
+// It may also be mapped before it is full, and be filled while guests run over
+// it: FillOnDemand().
 //
 // Thread safety: bytes of different ranges may be filled from different
 // threads. Seal(), SealToAlias() and destruction must not overlap with
@@ -39,6 +45,9 @@ class MemoryFile {
   // A file that somebody else filled; `fd` is duplicated.
   // Errors: INVALID_ARGUMENT (not sealed against shrinking and writing, size).
   static absl::StatusOr<std::unique_ptr<MemoryFile>> Adopt(int fd);
+  ~MemoryFile();
+  MemoryFile(const MemoryFile&) = delete;
+  MemoryFile& operator=(const MemoryFile&) = delete;
 
   uint64_t size() const { return size_; }
   int fd() const { return fd_.get(); }
@@ -68,21 +77,32 @@ class MemoryFile {
   // has ended).
   absl::Status Seal();
 
+  // Has a pager bring the pages that have no memory yet, while guests run over
+  // the file, and seals it when all are there; with `fills` false it brings
+  // only what is touched. What is to be filled otherwise must be full. Nobody
+  // touches the alias afterwards. Unless userfaultfd is
+  // refused, which leaves the file as it was, an error makes it useless.
+  // Errors: as Pager::Start(); FAILED_PRECONDITION (sealed).
+  absl::Status FillOnDemand(std::unique_ptr<PageSupply> supply, bool fills);
+  // Null without FillOnDemand(). Lives as long as the file.
+  Pager* pager() const { return pager_.get(); }
+
   // Copies bytes out, at any offset; where nothing was written they are zeros.
-  // Reading takes no memory. Errors: OUT_OF_RANGE.
+  // Reading takes no memory, but has a pager bring what is missing.
+  // Errors: OUT_OF_RANGE; as Pager::BringIn().
   absl::Status Read(uint64_t offset, std::span<uint8_t> into) const;
 
   // Bytes of memory and swap that the file takes.
   absl::StatusOr<uint64_t> AllocatedBytes() const;
 
  private:
-  MemoryFile(base::UniqueFd fd, base::Mapping alias, uint64_t size)
-      : fd_(std::move(fd)), alias_(std::move(alias)), size_(size) {}
+  MemoryFile(base::UniqueFd fd, base::Mapping alias, uint64_t size);
 
   const base::UniqueFd fd_;
   base::Mapping alias_;  // Empty once sealed.
   const uint64_t size_;
   bool sealed_to_alias_ = false;
+  std::unique_ptr<Pager> pager_;  // Last: uses the rest.
 };
 
 }  // namespace catnap::memory

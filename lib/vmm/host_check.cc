@@ -1,11 +1,9 @@
 #include "vmm/host_check.h"
 
 #include <fcntl.h>
-#include <linux/userfaultfd.h>
 #include <poll.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
-#include <sys/syscall.h>
 #include <unistd.h>
 
 #include <array>
@@ -17,6 +15,7 @@
 #include "base/byte_order.h"
 #include "base/status.h"
 #include "base/unique_fd.h"
+#include "memory/userfault.h"
 #include "vmm/machine.h"
 
 namespace catnap::vmm {
@@ -171,48 +170,20 @@ absl::Status AwaitSuccess(Machine& machine, const char* what) {
 }
 
 // Answers the one fault of the probe's guest.
-absl::Status ServeFault(int uffd, uint8_t* page) {
-  pollfd wait{.fd = uffd, .events = POLLIN, .revents = 0};
+absl::Status ServeFault(const memory::Userfault& userfault, uint8_t* page) {
+  pollfd wait{.fd = userfault.fd(), .events = POLLIN, .revents = 0};
   const int timeout_ms =
       static_cast<int>(std::chrono::milliseconds(kPatience).count());
   if (::poll(&wait, 1, timeout_ms) != 1) {
     return Error(kFailed, "KVM's page fault did not reach userfaultfd");
   }
-  uffd_msg message{};
-  if (::read(uffd, &message, sizeof(message)) !=
-          static_cast<ssize_t>(sizeof(message)) ||
-      message.event != UFFD_EVENT_PAGEFAULT) {
+  CATNAP_ASSIGN_OR_RETURN(const auto fault, userfault.NextFault());
+  if (!fault.has_value()) {
     return Error(kFailed, "userfaultfd reported something else than a fault");
   }
   alignas(arch::kPageSize) std::array<uint8_t, arch::kPageSize> content{};
   base::StoreLe<uint32_t>(content.data(), kFaultContent);
-  uffdio_copy copy{};
-  copy.dst = reinterpret_cast<uintptr_t>(page);
-  copy.src = reinterpret_cast<uintptr_t>(content.data());
-  copy.len = content.size();
-  if (::ioctl(uffd, UFFDIO_COPY, &copy) != 0) {
-    return ErrnoError(errno, "UFFDIO_COPY");
-  }
-  return absl::OkStatus();
-}
-
-absl::StatusOr<base::UniqueFd> OpenUserfaultfd() {
-  base::UniqueFd fd(
-      static_cast<int>(::syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK)));
-  if (!fd.valid()) {
-    const int error = errno;
-    return Error(
-        kFailed,
-        "userfaultfd may not serve faults of the kernel here ({}); it needs "
-        "CAP_SYS_PTRACE, or the sysctl vm.unprivileged_userfaultfd=1",
-        ErrnoText(error));
-  }
-  uffdio_api api{};
-  api.api = UFFD_API;
-  if (::ioctl(fd.get(), UFFDIO_API, &api) != 0) {
-    return ErrnoError(errno, "UFFDIO_API");
-  }
-  return fd;
+  return userfault.Put(page, content.data(), content.size());
 }
 
 }  // namespace
@@ -228,7 +199,7 @@ absl::Status CheckRunsLinux(std::shared_ptr<const kvm::System> system) {
 }
 
 absl::Status CheckUserfaultfd(std::shared_ptr<const kvm::System> system) {
-  CATNAP_ASSIGN_OR_RETURN(const base::UniqueFd uffd, OpenUserfaultfd());
+  CATNAP_ASSIGN_OR_RETURN(const auto userfault, memory::Userfault::Open());
   CATNAP_ASSIGN_OR_RETURN(const auto machine,
                           PrepareGuest(std::move(system), kFaultGuest));
   CATNAP_ASSIGN_OR_RETURN(
@@ -240,18 +211,11 @@ absl::Status CheckUserfaultfd(std::shared_ptr<const kvm::System> system) {
       ::madvise(page.data(), page.size(), MADV_DONTFORK) != 0) {
     return ErrnoError(errno, "map the page that is missing");
   }
-  uffdio_register area{};
-  area.range.start = reinterpret_cast<uintptr_t>(page.data());
-  area.range.len = page.size();
-  area.mode = UFFDIO_REGISTER_MODE_MISSING;
-  if (::ioctl(uffd.get(), UFFDIO_REGISTER, &area) != 0) {
-    return ErrnoError(errno, "UFFDIO_REGISTER");
-  }
+  CATNAP_RETURN_IF_ERROR(userfault.Register(page.data(), page.size()));
   CATNAP_RETURN_IF_ERROR(machine->Start());
-  const absl::Status served = ServeFault(uffd.get(), page.data());
+  const absl::Status served = ServeFault(userfault, page.data());
   // A vCPU that waits for the page cannot be parked: let it go first.
-  uffdio_range range = area.range;
-  ::ioctl(uffd.get(), UFFDIO_UNREGISTER, &range);
+  userfault.Unregister(page.data(), page.size());
   CATNAP_RETURN_IF_ERROR(served);
   return AwaitSuccess(*machine, "reads a page that userfaultfd delivers");
 }

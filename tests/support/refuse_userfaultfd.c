@@ -1,0 +1,46 @@
+// refuse_userfaultfd CMD ARG...: runs CMD with userfaultfd refused, by the
+// system call and by the device, as an ordinary user on many hosts has it.
+#include <errno.h>
+#include <linux/audit.h>
+#include <linux/filter.h>
+#include <linux/seccomp.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+// _IO(0xAA, 0x00), which headers older than Linux 6.1 lack.
+#define NEW_BY_DEVICE 0xAA00
+
+int main(int argc, char** argv) {
+  struct sock_filter filter[] = {
+      // Numbers mean something for one architecture only.
+      BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, arch)),
+      BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, AUDIT_ARCH_X86_64, 0, 6),
+      BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
+      BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, __NR_userfaultfd, 3, 0),
+      BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, __NR_ioctl, 0, 3),
+      BPF_STMT(BPF_LD | BPF_W | BPF_ABS,
+               offsetof(struct seccomp_data, args[1])),
+      BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, NEW_BY_DEVICE, 0, 1),
+      BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EPERM),
+      BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+  };
+  const struct sock_fprog program = {
+      .len = sizeof(filter) / sizeof(filter[0]),
+      .filter = filter,
+  };
+  if (argc < 2) {
+    fprintf(stderr, "usage: %s CMD ARG...\n", argv[0]);
+    return 2;
+  }
+  if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0 ||
+      prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program) != 0) {
+    perror("cannot install the filter");
+    return 2;
+  }
+  execvp(argv[1], argv + 1);
+  perror(argv[1]);
+  return 2;
+}
