@@ -158,12 +158,12 @@ absl::Status SnapshotReader::ReadFrame(size_t frame,
 // Reads all frames: this thread has the disk, the pool the rest.
 class SnapshotReader::Bulk {
  public:
-  // `target` null: nothing is kept.
-  Bulk(const SnapshotReader& reader, const PageTarget* target,
-       const ReadOptions& options)
+  Bulk(const SnapshotReader& reader, const ReadOptions& options,
+       absl::FunctionRef<bool(size_t)> wanted, TakeFrame take)
       : reader_(reader),
-        target_(target),
         options_(options),
+        wanted_(wanted),
+        take_(take),
         client_(options.pool) {}
 
   absl::Status Run();
@@ -177,11 +177,11 @@ class SnapshotReader::Bulk {
   void UnpackBatch(const Batch& batch, unsigned buffer, WorkerTools& tools);
   absl::Status UnpackOne(size_t frame, std::span<const uint8_t> compressed,
                          WorkerTools& tools);
-  absl::Status Place(size_t frame, std::span<const uint8_t> pages);
 
   const SnapshotReader& reader_;
-  const PageTarget* const target_;
   const ReadOptions& options_;
+  const absl::FunctionRef<bool(size_t)> wanted_;
+  const TakeFrame take_;
   size_t buffer_bytes_ = kBatchBytes;
   std::vector<Batch> batches_;
   size_t next_batch_ = 0;
@@ -204,6 +204,10 @@ void SnapshotReader::Bulk::Plan() {
   buffer_bytes_ = (buffer_bytes_ + kAlignment - 1) & ~(kAlignment - 1);
   for (const size_t i : reader_.FramesInOrder()) {
     const Frame& frame = index.frames[i];
+    if (options_.frames != FrameSet::kAll &&
+        reader_.IsHot(frame) != (options_.frames == FrameSet::kHot)) {
+      continue;
+    }
     const int fd = reader_.files_[frame.file].get();
     if (batches_.empty() || batches_.back().fd != fd ||
         batches_.back().offset + batches_.back().bytes != frame.offset ||
@@ -293,30 +297,14 @@ void SnapshotReader::Bulk::UnpackBatch(const Batch& batch, unsigned buffer,
 
 absl::Status SnapshotReader::Bulk::UnpackOne(
     size_t frame, std::span<const uint8_t> compressed, WorkerTools& tools) {
+  if (!wanted_(frame)) return absl::OkStatus();
   CATNAP_ASSIGN_OR_RETURN(codec::ZstdDecompressor* const decompressor,
                           tools.Decompressor());
   const size_t size = reader_.index_.frames[frame].pages * kPage;
   const std::span<uint8_t> pages = tools.Scratch(size);
   CATNAP_RETURN_IF_ERROR(
       reader_.Unpack(frame, compressed, decompressor, pages));
-  return target_ == nullptr ? absl::OkStatus() : Place(frame, pages);
-}
-
-absl::Status SnapshotReader::Bulk::Place(size_t frame,
-                                         std::span<const uint8_t> pages) {
-  for (const FramePlace& place : reader_.PlacesOf(frame)) {
-    const auto from = pages.subspan(place.first * kPage, place.range.length);
-    if (target_->fd >= 0) {
-      CATNAP_RETURN_IF_ERROR(
-          AddContext(io::WriteFully(target_->fd, from.data(), from.size(),
-                                    place.range.offset),
-                     "memory of the guest"));
-      continue;
-    }
-    std::memcpy(target_->memory.data() + place.range.offset, from.data(),
-                from.size());
-  }
-  return absl::OkStatus();
+  return take_(frame, pages);
 }
 
 absl::Status SnapshotReader::Bulk::Run() {
@@ -347,22 +335,50 @@ absl::Status SnapshotReader::Bulk::Run() {
   }
 }
 
+absl::Status SnapshotReader::Place(size_t frame, std::span<const uint8_t> pages,
+                                   const PageTarget& target) const {
+  for (const FramePlace& place : PlacesOf(frame)) {
+    const auto from = pages.subspan(place.first * kPage, place.range.length);
+    if (target.fd >= 0) {
+      CATNAP_RETURN_IF_ERROR(
+          AddContext(io::WriteFully(target.fd, from.data(), from.size(),
+                                    place.range.offset),
+                     "memory of the guest"));
+      continue;
+    }
+    std::memcpy(target.memory.data() + place.range.offset, from.data(),
+                from.size());
+  }
+  return absl::OkStatus();
+}
+
 absl::Status SnapshotReader::ReadAll(const PageTarget& target,
                                      const ReadOptions& options) const {
-  if (options.pool == nullptr ||
-      (target.fd < 0 && target.memory.size() != header_.ram_bytes)) {
+  if (target.fd < 0 && target.memory.size() != header_.ram_bytes) {
     return Error(absl::StatusCode::kInvalidArgument,
-                 "target has {} bytes, must have {}; or there is no pool",
-                 target.memory.size(), header_.ram_bytes);
+                 "target has {} bytes, must have {}", target.memory.size(),
+                 header_.ram_bytes);
   }
-  return Bulk(*this, &target, options).Run();
+  return ReadFrames(
+      options, [](size_t) { return true; },
+      [this, &target](size_t frame, std::span<const uint8_t> pages) {
+        return Place(frame, pages, target);
+      });
+}
+
+absl::Status SnapshotReader::ReadFrames(const ReadOptions& options,
+                                        absl::FunctionRef<bool(size_t)> wanted,
+                                        TakeFrame take) const {
+  if (options.pool == nullptr) {
+    return absl::InvalidArgumentError("reading needs a pool");
+  }
+  return Bulk(*this, options, wanted, take).Run();
 }
 
 absl::Status SnapshotReader::Verify(const ReadOptions& options) const {
-  if (options.pool == nullptr) {
-    return absl::InvalidArgumentError("verifying needs a pool");
-  }
-  return Bulk(*this, nullptr, options).Run();
+  return ReadFrames(
+      options, [](size_t) { return true; },
+      [](size_t, std::span<const uint8_t>) { return absl::OkStatus(); });
 }
 
 }  // namespace catnap::snapshot

@@ -11,6 +11,7 @@
 #include <string>
 #include <vector>
 
+#include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "base/page_range.h"
@@ -22,12 +23,20 @@
 
 namespace catnap::snapshot {
 
+// Which frames are read.
+enum class FrameSet {
+  kAll,
+  kHot,   // Of the hot set.
+  kRest,  // All others.
+};
+
 struct ReadOptions {
   WorkerPool* pool = nullptr;  // Borrowed.
   // Gives up: CANCELLED, or DEADLINE_EXCEEDED.
   std::stop_token stop{};
   std::optional<std::chrono::steady_clock::time_point> deadline{};
   bool plain_io = false;  // Never io_uring.
+  FrameSet frames = FrameSet::kAll;
 };
 
 // Where pages go: one of the two, in which a page has the offset it has in RAM.
@@ -72,15 +81,24 @@ class SnapshotReader {
   // Of memory.catnap and the chunk files.
   uint64_t stored_bytes() const;
 
-  // Reads every stored page into its place, the hot set first. Pages of other
-  // kinds are not touched: `target` has zeros, or the parent's. Blocks; reads
-  // on this thread, decompresses on the pool. Memory: 8 MiB.
+  // Reads the pages that `options` name into their places, the hot set first.
+  // Pages of other kinds are not touched: `target` has zeros, or the parent's.
+  // Blocks; reads on this thread, decompresses on the pool. Memory: 8 MiB.
   // Every byte is checked before it is used; after an error `target` holds a
   // part, and nothing of a frame that is damaged.
   // Errors: DATA_LOSS, naming file and frame; CANCELLED, DEADLINE_EXCEEDED;
   // INVALID_ARGUMENT, the target's size.
   absl::Status ReadAll(const PageTarget& target,
                        const ReadOptions& options) const;
+
+  // The same for who puts pages in their places himself, by PlacesOf(): `take`
+  // gets each frame that `options` name and `wanted` still wants when its turn
+  // comes, with the bytes of its pages. Called on threads of the pool.
+  using TakeFrame =
+      absl::FunctionRef<absl::Status(size_t frame, std::span<const uint8_t>)>;
+  absl::Status ReadFrames(const ReadOptions& options,
+                          absl::FunctionRef<bool(size_t frame)> wanted,
+                          TakeFrame take) const;
 
   // The same without keeping anything.
   absl::Status Verify(const ReadOptions& options) const;
@@ -107,6 +125,8 @@ class SnapshotReader {
     return frame.offset < index_.files[frame.file].hot_bytes;
   }
   std::string NameOf(size_t frame) const;
+  absl::Status Place(size_t frame, std::span<const uint8_t> pages,
+                     const PageTarget& target) const;
   // Checks the compressed bytes of a frame and decompresses them.
   absl::Status Unpack(size_t frame, std::span<const uint8_t> compressed,
                       codec::ZstdDecompressor* decompressor,

@@ -12,6 +12,7 @@
 #include "memory/page_map.h"
 #include "snapshot/reader.h"
 #include "snapshot/writer.h"
+#include "vmm/stored_pages.h"
 
 namespace catnap::vmm {
 namespace {
@@ -103,6 +104,42 @@ std::vector<PageRange> UnionOf(const std::vector<PageRange>& a,
   return snapshot::UnionOf(a, b);
 }
 
+// OK, or why some of an image cannot be read.
+absl::Status StatusOf(const MemoryImage& image) {
+  for (const auto& file : image.files()) {
+    if (file->pager() != nullptr) {
+      CATNAP_RETURN_IF_ERROR(file->pager()->status());
+    }
+  }
+  return absl::OkStatus();
+}
+
+// Of the files of `image` that are not in `below`, which may be null.
+std::vector<memory::Pager*> PagersOf(const MemoryImage& image,
+                                     const MemoryImage* below) {
+  std::vector<memory::Pager*> pagers;
+  for (const auto& file : image.files()) {
+    if (file->pager() == nullptr) continue;
+    if (below != nullptr &&
+        std::find(below->files().begin(), below->files().end(), file) !=
+            below->files().end()) {
+      continue;
+    }
+    pagers.push_back(file->pager());
+  }
+  return pagers;
+}
+
+// So that whoever reads them does not wait for pages that never come.
+absl::Status WaitUntilFull(const MemoryImage& image, const MemoryImage* below,
+                           const StorageOptions& options) {
+  for (memory::Pager* const pager : PagersOf(image, below)) {
+    CATNAP_RETURN_IF_ERROR(
+        pager->WaitUntilFull(options.stop, options.deadline));
+  }
+  return absl::OkStatus();
+}
+
 bool IsDirectory(const std::string& path) {
   struct stat info {};
   return ::stat(path.c_str(), &info) == 0 && S_ISDIR(info.st_mode);
@@ -146,8 +183,9 @@ absl::StatusOr<std::shared_ptr<const GuestTemplate>> GuestTemplate::Load(
     const std::string& directory, Role role,
     std::shared_ptr<const GuestTemplate> parent,
     const StorageOptions& options) {
-  CATNAP_ASSIGN_OR_RETURN(const auto reader,
-                          snapshot::SnapshotReader::Open(directory));
+  CATNAP_ASSIGN_OR_RETURN(
+      std::shared_ptr<const snapshot::SnapshotReader> reader,
+      snapshot::SnapshotReader::Open(directory));
   CATNAP_RETURN_IF_ERROR(CheckSections(reader->sections()));
   const std::optional<snapshot::Id> wanted = reader->parent();
   if (!wanted.has_value()) {
@@ -164,44 +202,78 @@ absl::StatusOr<std::shared_ptr<const GuestTemplate>> GuestTemplate::Load(
   CATNAP_ASSIGN_OR_RETURN(
       std::shared_ptr<memory::MemoryFile> file,
       memory::MemoryFile::Create("catnap-memory", reader->ram_bytes()));
-  CATNAP_RETURN_IF_ERROR(
-      reader->ReadAll({.fd = file->fd()}, ReadOptionsOf(options)));
-
-  // new: the constructor is private.
-  std::shared_ptr<GuestTemplate> result(new GuestTemplate());
+  const snapshot::PageIndex& index = reader->index();
+  std::shared_ptr<const MemoryImage> below;
+  std::vector<PageRange> ranges =
+      snapshot::RangesOf(index, snapshot::PageKind::kStored);
   if (parent == nullptr) {
-    CATNAP_RETURN_IF_ERROR(file->Seal());
-    CATNAP_ASSIGN_OR_RETURN(result->memory_,
-                            MemoryImage::FromFile(std::move(file)));
+    CATNAP_ASSIGN_OR_RETURN(below, MemoryImage::Zero(reader->ram_bytes()));
   } else {
-    const snapshot::PageIndex& index = reader->index();
-    std::vector<PageRange> ranges =
-        snapshot::RangesOf(index, snapshot::PageKind::kStored);
     CATNAP_ASSIGN_OR_RETURN(
-        const auto below,
-        LayZeros(parent->memory_,
-                 snapshot::RangesOf(index, snapshot::PageKind::kZero),
-                 file.get(), &ranges));
+        below, LayZeros(parent->memory_,
+                        snapshot::RangesOf(index, snapshot::PageKind::kZero),
+                        file.get(), &ranges));
     std::sort(ranges.begin(), ranges.end(),
               [](const PageRange& a, const PageRange& b) {
                 return a.offset < b.offset;
               });
-    CATNAP_ASSIGN_OR_RETURN(auto overlaid,
-                            memory::Overlay(*below, file, ranges));
-    CATNAP_RETURN_IF_ERROR(file->Seal());
-    result->memory_ = std::move(overlaid.image);
   }
-  result->own_bytes_ = BytesOf(snapshot::OwnRanges(reader->index()));
+  CATNAP_ASSIGN_OR_RETURN(auto overlaid, memory::Overlay(*below, file, ranges));
+
+  // new: the constructor is private.
+  std::shared_ptr<GuestTemplate> result(new GuestTemplate());
+  CATNAP_RETURN_IF_ERROR(result->Fill(reader, file.get(), options));
+  result->memory_ = std::move(overlaid.image);
+  result->own_bytes_ = BytesOf(snapshot::OwnRanges(index));
   result->role_ = role;
   result->parent_ = std::move(parent);
   result->sections_ = reader->sections();
-  result->stored_ = Stored{
-      .id = reader->id(), .index = reader->index(), .directory = directory};
+  result->stored_ =
+      Stored{.id = reader->id(), .index = index, .directory = directory};
   return result;
 }
 
+absl::Status GuestTemplate::Fill(
+    std::shared_ptr<const snapshot::SnapshotReader> reader,
+    memory::MemoryFile* file, const StorageOptions& options) {
+  snapshot::ReadOptions read = ReadOptionsOf(options);
+  if (options.prefetch != Prefetch::kAll) {
+    const bool hot = options.prefetch == Prefetch::kHotSet;
+    if (hot) {
+      read.frames = snapshot::FrameSet::kHot;
+      CATNAP_RETURN_IF_ERROR(reader->ReadAll({.fd = file->fd()}, read));
+      read.frames = snapshot::FrameSet::kRest;
+    }
+    no_paging_ = file->FillOnDemand(
+        std::make_unique<StoredPages>(reader, options.pool, hot),
+        /*fills=*/hot);
+    if (no_paging_.ok()) return absl::OkStatus();
+    if (!absl::IsFailedPrecondition(no_paging_)) return no_paging_;
+  }
+  CATNAP_RETURN_IF_ERROR(reader->ReadAll({.fd = file->fd()}, read));
+  return file->Seal();
+}
+
+const MemoryImage* GuestTemplate::below() const {
+  return parent_ == nullptr ? nullptr : parent_->memory_.get();
+}
+
+absl::Status GuestTemplate::Fetch(const StorageOptions& options) const {
+  if (options.prefetch == Prefetch::kLazy) return absl::OkStatus();
+  if (options.prefetch == Prefetch::kAll) {
+    return WaitUntilFull(*memory_, below(), options);
+  }
+  for (memory::Pager* const pager : PagersOf(*memory_, below())) {
+    CATNAP_RETURN_IF_ERROR(pager->StartFilling());
+  }
+  return absl::OkStatus();
+}
+
+absl::Status GuestTemplate::memory_status() const { return StatusOf(*memory_); }
+
 absl::StatusOr<StorageSizes> GuestTemplate::Store(
     const std::string& directory, const StorageOptions& options) const {
+  CATNAP_RETURN_IF_ERROR(WaitUntilFull(*memory_, below(), options));
   CATNAP_ASSIGN_OR_RETURN(const auto view, MapForReading(memory_));
   const std::vector<PageRange> own = OwnRangesOf(*memory_, parent_.get());
   snapshot::SnapshotContent content;
@@ -248,6 +320,9 @@ absl::StatusOr<StorageSizes> StoreMachine(
     content.base = snapshot::BaseSnapshot{.index = &base->index,
                                           .directory = base->directory};
   } else {
+    CATNAP_RETURN_IF_ERROR(WaitUntilFull(
+        *memory.image(), parent == nullptr ? nullptr : parent->memory_.get(),
+        options));
     changed =
         UnionOf(changed, GuestTemplate::OwnRangesOf(*memory.image(), parent));
   }
@@ -255,17 +330,26 @@ absl::StatusOr<StorageSizes> StoreMachine(
   CATNAP_ASSIGN_OR_RETURN(
       const snapshot::WrittenSnapshot written,
       snapshot::WriteSnapshot(directory, content, WriteOptionsOf(options)));
+  // What the guest wrote over memory that was lost is of no worth.
+  CATNAP_RETURN_IF_ERROR(StatusOf(*memory.image()));
   return StorageSizes{.written_bytes = written.written_bytes,
                       .stored_bytes = StoredBytesOf(written.index),
                       .own_bytes = written.own_bytes};
 }
 
 absl::StatusOr<std::unique_ptr<MachineCapture>> MachineCapture::Prepare(
-    Machine* machine, std::shared_ptr<const GuestTemplate> origin) {
+    Machine* machine, std::shared_ptr<const GuestTemplate> origin,
+    const StorageOptions& options) {
   // new: the constructor is private.
   std::unique_ptr<MachineCapture> capture(new MachineCapture());
   CATNAP_ASSIGN_OR_RETURN(capture->arena_,
                           memory::Arena::Create(machine->memory()));
+  CATNAP_RETURN_IF_ERROR(
+      WaitUntilFull(*machine->memory().image(), nullptr, options));
+  if (origin != nullptr && origin->image() != nullptr) {
+    CATNAP_RETURN_IF_ERROR(
+        WaitUntilFull(*origin->image()->memory_, nullptr, options));
+  }
   CATNAP_RETURN_IF_ERROR(capture->arena_->Prepare(machine->memory()));
   capture->origin_ = std::move(origin);
   return capture;

@@ -15,17 +15,27 @@
 #include "memory/arena.h"
 #include "memory/memory_image.h"
 #include "snapshot/page_index.h"
+#include "snapshot/reader.h"
 #include "snapshot/worker_pool.h"
 #include "state/saved_section.h"
 #include "vmm/machine.h"
 
 namespace catnap::vmm {
 
+// How much of a stored guest's memory is there before it runs. Where
+// userfaultfd is refused, all.
+enum class Prefetch {
+  kAll,     // Everything: damage anywhere is found at once.
+  kHotSet,  // What is touched first; the rest follows while it runs.
+  kLazy,    // Nothing: a page comes when it is touched.
+};
+
 // What reading and writing stored guests takes.
 struct StorageOptions {
   snapshot::WorkerPool* pool = nullptr;  // Borrowed.
   int level = 1;                         // Of zstd, for writing.
   bool durable = true;                   // For writing.
+  Prefetch prefetch = Prefetch::kAll;    // For reading.
   // Gives up: CANCELLED, or DEADLINE_EXCEEDED.
   std::stop_token stop{};
   std::optional<std::chrono::steady_clock::time_point> deadline{};
@@ -50,9 +60,12 @@ class GuestTemplate {
   // common, or one guest's own state.
   enum class Role { kImage, kGuest };
 
-  // Reads a stored guest, all of it: a damaged byte anywhere is found here. Its
-  // memory lies over that of `parent`, an image's, which may be null when the
-  // stored one has none. Blocks.
+  // Reads a stored guest: its state, and as much of its memory as
+  // StorageOptions::prefetch says. A damaged byte in that is found here. One in
+  // the rest is found when it is read: then guests of this template end
+  // (EndReason::kMemoryLost), and no more can be launched. The memory lies over
+  // that of `parent`, an image's, which may be null when the stored one has
+  // none. The pool must outlive the template. Blocks.
   // Errors: NOT_FOUND, nothing is stored there; DATA_LOSS; UNIMPLEMENTED, of a
   // newer version; FAILED_PRECONDITION, it has another parent;
   // RESOURCE_EXHAUSTED; as StorageOptions say.
@@ -66,8 +79,18 @@ class GuestTemplate {
   const std::shared_ptr<const memory::MemoryImage>& memory() const {
     return memory_;
   }
-  // Memory of the host that this template takes beside its parent.
+  // Memory of the host that this template takes beside its parent, when all of
+  // it is there.
   uint64_t own_bytes() const { return own_bytes_; }
+  // Brings as much of its own memory, not its parent's, as `prefetch` of the
+  // options says, when it was loaded for somebody who wanted less.
+  // Errors: why some of it cannot be read; as StorageOptions say.
+  absl::Status Fetch(const StorageOptions& options) const;
+  // OK, or why some of the memory cannot be read: then it is of no more use.
+  absl::Status memory_status() const;
+  // Why all memory was read at once though StorageOptions said otherwise; OK
+  // when it was not, or nobody said so.
+  const absl::Status& no_paging() const { return no_paging_; }
 
   // Writes it into `directory`, which exists and is empty of such files.
   // Errors: as snapshot::WriteSnapshot().
@@ -88,10 +111,15 @@ class GuestTemplate {
   };
 
   GuestTemplate() = default;
+  // Has memory that is there in part be filled, now or by a pager.
+  absl::Status Fill(std::shared_ptr<const snapshot::SnapshotReader> reader,
+                    memory::MemoryFile* file, const StorageOptions& options);
   // The image whose memory guests of this template share; null: none.
   const GuestTemplate* image() const {
     return role_ == Role::kImage ? this : parent_.get();
   }
+  // The parent's memory; null: none.
+  const memory::MemoryImage* below() const;
   // The pages that differ from the parent's, or from zeros.
   static std::vector<base::PageRange> OwnRangesOf(
       const memory::MemoryImage& image, const GuestTemplate* parent);
@@ -101,6 +129,7 @@ class GuestTemplate {
   std::vector<state::SavedSection> sections_;
   std::shared_ptr<const memory::MemoryImage> memory_;
   uint64_t own_bytes_ = 0;
+  absl::Status no_paging_;
   std::optional<Stored> stored_;
 };
 
@@ -125,9 +154,12 @@ absl::StatusOr<StorageSizes> StoreMachine(
 // Thread-compatible.
 class MachineCapture {
  public:
-  // `origin` as for StoreMachine(). Errors: RESOURCE_EXHAUSTED, ...
+  // `origin` as for StoreMachine(). Waits until all memory is there that is
+  // still being read, so that the template is whole.
+  // Errors: RESOURCE_EXHAUSTED, as StorageOptions say, ...
   static absl::StatusOr<std::unique_ptr<MachineCapture>> Prepare(
-      Machine* machine, std::shared_ptr<const GuestTemplate> origin);
+      Machine* machine, std::shared_ptr<const GuestTemplate> origin,
+      const StorageOptions& options = {});
   absl::Status Take(Machine* machine,
                     std::vector<state::SavedSection> sections);
   absl::StatusOr<std::shared_ptr<const GuestTemplate>> Finish();

@@ -240,7 +240,9 @@ absl::Status Machine::Launch(LaunchConfig config) {
   // Whatever the guest's memory is to hold is mapped here, into the range that
   // the shell's slots name already.
   if (launch_.image != nullptr) {
-    CATNAP_RETURN_IF_ERROR(memory_->MapImage(std::exchange(launch_.image, {})));
+    CATNAP_RETURN_IF_ERROR(memory_->MapImage(
+        std::exchange(launch_.image, {}),
+        [this](const absl::Status& why) { OnMemoryLost(why); }));
   } else if (launch_.template_memfd >= 0) {
     CATNAP_RETURN_IF_ERROR(memory_->MapPrivate(launch_.template_memfd));
   } else {
@@ -248,7 +250,10 @@ absl::Status Machine::Launch(LaunchConfig config) {
   }
   console_.SetLineCallback(std::move(launch_.on_console_line));
   if (saved != nullptr) {
-    CATNAP_RETURN_IF_ERROR(LoadSaved(*saved));
+    const absl::Status loaded = LoadSaved(*saved);
+    const base::MutexLock lock(&mutex_);
+    CATNAP_RETURN_IF_ERROR(memory_lost_);
+    CATNAP_RETURN_IF_ERROR(loaded);
   } else {
     arch::InitialState initial;
     if (launch_.linux_kernel.has_value()) {
@@ -261,8 +266,18 @@ absl::Status Machine::Launch(LaunchConfig config) {
         HostFailure(arch::SetInitialState(vcpus_[0]->vcpu(), initial)));
   }
   const base::MutexLock lock(&mutex_);
+  CATNAP_RETURN_IF_ERROR(memory_lost_);
   state_ = MachineState::kPaused;
   return absl::OkStatus();
+}
+
+void Machine::OnMemoryLost(const absl::Status& why) {
+  {
+    const base::MutexLock lock(&mutex_);
+    memory_lost_ = why;
+    if (state_ == MachineState::kShell) return;  // Launch() will say so.
+  }
+  OnEnd({EndReason::kMemoryLost, why.ToString()});
 }
 
 absl::Status Machine::Start() {

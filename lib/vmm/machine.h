@@ -207,6 +207,10 @@ class Machine final : private VcpuThread::EndSink {
   absl::Status NoSuchPage(int page) const;
   absl::StatusOr<arch::InitialState> LoadKernel(const LinuxKernel& kernel);
   void OnEnd(MachineExit exit) override;
+  // Some memory of the guest cannot be read: what was stored is damaged, say.
+  // Its vCPUs are out of the guest, or about to leave it before the next
+  // instruction, when this returns.
+  void OnMemoryLost(const absl::Status& why);
   void ParkAll();
   // In persist.cc.
   SavedMachine ShapeLocked() const
@@ -238,6 +242,7 @@ class Machine final : private VcpuThread::EndSink {
   mutable base::CondVar ended_;
   MachineState state_ ABSL_GUARDED_BY(mutex_) = MachineState::kShell;
   std::optional<MachineExit> exit_ ABSL_GUARDED_BY(mutex_);
+  absl::Status memory_lost_ ABSL_GUARDED_BY(mutex_);
   std::optional<std::chrono::steady_clock::time_point> started_at_
       ABSL_GUARDED_BY(mutex_);
 

@@ -18,6 +18,8 @@ std::string_view NameOf(EndReason reason) {
       return "guest entry failed";
     case EndReason::kMemoryFault:
       return "guest memory fault";
+    case EndReason::kMemoryLost:
+      return "guest memory lost";
     case EndReason::kHostError:
       return "host error";
   }

@@ -16,6 +16,7 @@ enum class EndReason {
   kInternalError,  // KVM could not emulate what the guest did.
   kEntryFailed,    // The CPU refused the guest's state.
   kMemoryFault,    // The host could not provide guest memory.
+  kMemoryLost,     // Memory that was to be read from a file cannot be.
   kHostError,      // KVM failed in a way that is not the guest's doing.
 };
 
