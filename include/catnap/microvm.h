@@ -54,7 +54,7 @@ enum class TerminationReason {
   kGuestFault,         // It did what no CPU goes on after.
   kAgentUnresponsive,  // Its agent never answered.
   kHostMemory,         // The host had no memory for it.
-  kStorage,
+  kStorage,            // What its memory was stored as is damaged.
   kHostProcessDied,
   kInternal  // KVM failed, or a bug in the library.
 };

@@ -61,6 +61,20 @@ enum class Durability { kDurable, kEphemeral };
 enum class AfterCrash { kReboot, kLastCheckpoint, kTerminate };
 enum class IfExists { kFail, kReturn };
 enum class ClockOnResume { kFreezeMonotonic, kAdvanceMonotonic };
+// How much of its memory is read before a MicroVM runs that comes from an
+// image, a snapshot or its own sleep; the rest is read while it runs.
+//   kHotSet  what is touched in the first moments, as the image's training
+//            found; the rest in the background, and at once what is touched
+//   kAll     everything. Slower to start, and damage to any stored byte is
+//            found before the guest runs: DATA_LOSS
+//   kLazy    nothing: a page is read when it is touched. The files stay open
+//            for as long as the MicroVM runs
+// State, and the places of all pages, are read and checked before in any case.
+// A page that turns out to be damaged while the MicroVM runs is never seen by
+// the guest: the MicroVM ends, kTerminated with TerminationReason::kStorage,
+// and state_reason() names the file. Memory of an image is shared: it is read
+// as the first MicroVM wants it, and faster for one that wants more. Without
+// userfaultfd (HostReport::userfaultfd) all are kAll; the log says so.
 enum class Prefetch { kHotSet, kAll, kLazy };
 enum class Ingress { kNone, kHttp, kHttpAndShell };
 
@@ -74,7 +88,7 @@ struct Disk {
 
 // Options that this version of the library does not have yet are UNIMPLEMENTED
 // by name when they are set: run_payload, cpu_limit, checkpoint_interval, clock
-// kAdvanceMonotonic, memory, trust_domain, quota_wait, suspend_on_pressure.
+// kAdvanceMonotonic, trust_domain, quota_wait, suspend_on_pressure.
 struct RunOptions {
   std::string id{};  // [a-zA-Z0-9-_]{1,64}; empty: generated.
   // kReturn: callers at once with one id get one VM; ALREADY_EXISTS when it is

@@ -78,6 +78,8 @@ struct GuestConfig {
   std::vector<Disk> disks;
   NetworkPolicy egress;
   std::shared_ptr<UniqueFd> tap;  // Null: the built-in network.
+  // How much of what is stored is read before it runs.
+  Prefetch prefetch = Prefetch::kHotSet;
   std::string vm_id;
   // With an origin: /run/catnap/env from before its programs run on, as
   // NAME=value. A boot leaves that to its caller.
@@ -136,7 +138,9 @@ class Guest {
       const std::filesystem::path& directory, const StoreOptions& options) = 0;
   // After Suspend(): brings it back from `directory`, which is only read and
   // may be removed afterwards. After an error it sleeps on.
-  // Errors: DATA_LOSS, what was stored is damaged; RESOURCE_EXHAUSTED.
+  // Errors: DATA_LOSS, what was stored is damaged; RESOURCE_EXHAUSTED. Damage
+  // in what GuestConfig::prefetch leaves for later ends the guest then, with
+  // TerminationReason::kStorage.
   virtual absl::Status Resume(const std::filesystem::path& directory,
                               const agent::CallLimits& limits) = 0;
   // Copies the guest, which stands still for some milliseconds and goes on.

@@ -100,30 +100,46 @@ absl::StatusOr<snapshot::WorkerPool*> MachineFactory::Workers() {
 }
 
 absl::StatusOr<std::shared_ptr<const vmm::GuestTemplate>>
-MachineFactory::TemplateOf(const ImageRecord& image,
-                           const MachineMeans& means) {
-  if (!image.has_guest) return nullptr;
+MachineFactory::LoadedTemplate(const ImageRecord& image,
+                               const vmm::StorageOptions& options) {
   const std::filesystem::path directory = image.directory / kImageGuestName;
   // Held while it is loaded: who wants the same one waits for it.
   const base::MutexLock lock(&templates_mutex_);
   for (auto at = templates_.begin(); at != templates_.end(); ++at) {
     if (at->first != directory) continue;
+    if (!at->second->memory_status().ok()) {
+      // Those who run from it end. Somebody may have repaired the disk.
+      templates_.erase(at);
+      break;
+    }
     templates_.splice(templates_.begin(), templates_, at);
     return templates_.front().second;
   }
   CATNAP_ASSIGN_OR_RETURN(
       auto loaded, vmm::GuestTemplate::Load(directory.string(),
                                             vmm::GuestTemplate::Role::kImage,
-                                            nullptr, {.pool = means.workers}));
+                                            nullptr, options));
   templates_.emplace_front(directory, loaded);
   if (templates_.size() > kMaxTemplates) templates_.pop_back();
+  return loaded;
+}
+
+absl::StatusOr<std::shared_ptr<const vmm::GuestTemplate>>
+MachineFactory::TemplateOf(const ImageRecord& image, const MachineMeans& means,
+                           Prefetch prefetch) {
+  if (!image.has_guest) return nullptr;
+  const vmm::StorageOptions options{.pool = means.workers,
+                                    .prefetch = PrefetchOf(prefetch)};
+  CATNAP_ASSIGN_OR_RETURN(auto loaded, LoadedTemplate(image, options));
+  CATNAP_RETURN_IF_ERROR(loaded->Fetch(options));
   return loaded;
 }
 
 absl::StatusOr<std::unique_ptr<Guest>> MachineFactory::Start(
     GuestConfig config) {
   CATNAP_ASSIGN_OR_RETURN(const MachineMeans means, Means());
-  CATNAP_ASSIGN_OR_RETURN(auto image, TemplateOf(*config.image, means));
+  CATNAP_ASSIGN_OR_RETURN(auto image,
+                          TemplateOf(*config.image, means, config.prefetch));
   std::shared_ptr<const vmm::GuestTemplate> origin;
   if (config.origin.has_value()) {
     const GuestOrigin& from = *config.origin;
@@ -138,9 +154,11 @@ absl::StatusOr<std::unique_ptr<Guest>> MachineFactory::Start(
       origin = image;
     } else {
       CATNAP_ASSIGN_OR_RETURN(
-          origin, vmm::GuestTemplate::Load(from.directory.string(),
-                                           vmm::GuestTemplate::Role::kGuest,
-                                           image, {.pool = means.workers}));
+          origin,
+          vmm::GuestTemplate::Load(from.directory.string(),
+                                   vmm::GuestTemplate::Role::kGuest, image,
+                                   {.pool = means.workers,
+                                    .prefetch = PrefetchOf(config.prefetch)}));
     }
     if (origin == nullptr) {
       return Error(absl::StatusCode::kNotFound, "no guest is stored in {}",
@@ -192,7 +210,7 @@ absl::Status MachineFactory::Verify(const ImageRecord& image,
 
 absl::Status MachineFactory::Prewarm(const ImageRecord& image, int count) {
   CATNAP_ASSIGN_OR_RETURN(const MachineMeans means, Means());
-  CATNAP_RETURN_IF_ERROR(TemplateOf(image, means).status());
+  CATNAP_RETURN_IF_ERROR(TemplateOf(image, means, Prefetch::kAll).status());
   return means.shells->Prewarm(RunningMachine::ShellOf(image, means, 1),
                                static_cast<uint64_t>(count));
 }

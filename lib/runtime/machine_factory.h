@@ -61,17 +61,22 @@ class MachineFactory final : public GuestFactory {
 
   absl::StatusOr<MachineMeans> Means() ABSL_LOCKS_EXCLUDED(mutex_);
   absl::StatusOr<snapshot::WorkerPool*> Workers() ABSL_LOCKS_EXCLUDED(mutex_);
-  // The memory that an image's guests share, read when it is first wanted; null
-  // when the image has none. Blocks.
+  // The memory that an image's guests share, read when it is first wanted, as
+  // far as `prefetch` says; null when the image has none. Blocks.
   absl::StatusOr<Template> TemplateOf(const ImageRecord& image,
-                                      const MachineMeans& means);
+                                      const MachineMeans& means,
+                                      Prefetch prefetch);
+  absl::StatusOr<Template> LoadedTemplate(const ImageRecord& image,
+                                          const vmm::StorageOptions& options)
+      ABSL_LOCKS_EXCLUDED(templates_mutex_);
 
   const Options options_;
   const std::shared_ptr<Outstanding> outstanding_;
   base::Mutex mutex_;
   // Made when the first guest is wanted.
-  std::unique_ptr<vmm::ShellPool> shells_ ABSL_GUARDED_BY(mutex_);
   std::unique_ptr<snapshot::WorkerPool> workers_ ABSL_GUARDED_BY(mutex_);
+  // Behind the workers, who bring memory of machines that it destroys.
+  std::unique_ptr<vmm::ShellPool> shells_ ABSL_GUARDED_BY(mutex_);
   base::Mutex templates_mutex_;
   // Those used last in front.
   std::list<std::pair<std::filesystem::path, Template>> templates_

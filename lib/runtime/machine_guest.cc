@@ -91,6 +91,18 @@ absl::StatusOr<StoredSizes> StoreStanding(
                      .own_bytes = sizes.own_bytes};
 }
 
+vmm::Prefetch PrefetchOf(Prefetch prefetch) {
+  switch (prefetch) {
+    case Prefetch::kHotSet:
+      break;
+    case Prefetch::kAll:
+      return vmm::Prefetch::kAll;
+    case Prefetch::kLazy:
+      return vmm::Prefetch::kLazy;
+  }
+  return vmm::Prefetch::kHotSet;
+}
+
 CapturedMachine::~CapturedMachine() {
   std::error_code error;  // What stays is removed when the Host is opened.
   std::filesystem::remove_all(disk_directory_, error);
@@ -133,6 +145,7 @@ absl::StatusOr<std::unique_ptr<Guest>> MachineGuest::Start(
   // new: the constructor is private.
   std::unique_ptr<MachineGuest> guest(
       new MachineGuest(means, std::move(config), std::move(image)));
+  if (!boots) guest->TellIfNotPaged(*origin);
   CATNAP_ASSIGN_OR_RETURN(
       std::shared_ptr<RunningMachine> running,
       RunningMachine::Create(means, guest->config_, std::move(origin)));
@@ -287,6 +300,12 @@ absl::Status MachineGuest::WakePrograms(
   return absl::OkStatus();
 }
 
+void MachineGuest::TellIfNotPaged(const vmm::GuestTemplate& origin) const {
+  if (origin.no_paging().ok()) return;
+  log_.Info("all memory is read before the guest runs: {}",
+            std::string(origin.no_paging().message()));
+}
+
 void MachineGuest::GoOn(RunningMachine& running) {
   log_.LogIfError(running.machine().Start(), "let the guest go on");
   connection_->Continue();
@@ -342,8 +361,10 @@ absl::Status MachineGuest::Resume(const std::filesystem::path& directory,
       vmm::GuestTemplate::Load(directory.string(),
                                vmm::GuestTemplate::Role::kGuest, image_,
                                {.pool = means_.workers,
+                                .prefetch = PrefetchOf(config.prefetch),
                                 .stop = limits.stop,
                                 .deadline = limits.deadline}));
+  TellIfNotPaged(*origin);
   CATNAP_RETURN_IF_ERROR(TakeDisk(directory, *origin, config));
   CATNAP_ASSIGN_OR_RETURN(
       Running running,
@@ -428,7 +449,9 @@ absl::StatusOr<std::shared_ptr<CapturedGuest>> MachineGuest::CaptureInto(
     const agent::CallLimits& limits) {
   CATNAP_ASSIGN_OR_RETURN(
       const auto capture,
-      vmm::MachineCapture::Prepare(&running.machine(), std::move(origin)));
+      vmm::MachineCapture::Prepare(
+          &running.machine(), std::move(origin),
+          {.stop = limits.stop, .deadline = limits.deadline}));
   CATNAP_RETURN_IF_ERROR(running.root()->PrepareFreeze());
   CATNAP_RETURN_IF_ERROR(FreezePrograms(kCaptureBound, limits));
   absl::StatusOr<std::shared_ptr<CapturedGuest>> captured;

@@ -37,6 +37,9 @@ absl::StatusOr<StoredSizes> StoreStanding(
     const vmm::GuestTemplate* origin, const std::filesystem::path& directory,
     const StoreOptions& options);
 
+// How templates for such a guest are loaded.
+vmm::Prefetch PrefetchOf(Prefetch prefetch);
+
 // A guest in memory: its machine's template, and its disk's frozen layers in a
 // directory of their own, which goes with this.
 class CapturedMachine final : public CapturedGuest {
@@ -121,6 +124,8 @@ class MachineGuest final : public Guest {
   absl::Status WakePrograms(bool is_copy,
                             std::optional<std::vector<std::string>> env,
                             const agent::CallLimits& limits);
+  // Says so when memory of `origin` was read whole that need not have been.
+  void TellIfNotPaged(const vmm::GuestTemplate& origin) const;
   // Of a machine whose guest stands still: lets it go on.
   void GoOn(RunningMachine& running);
   // With the disk's part in a directory that is there; failed, the guest runs.

@@ -87,7 +87,6 @@ absl::Status CheckRunOptions(const RunOptions& options,
     return NotYet("checkpoint_interval");
   }
   if (options.clock != ClockOnResume::kFreezeMonotonic) return NotYet("clock");
-  if (options.memory != Prefetch::kHotSet) return NotYet("memory");
   if (!options.trust_domain.empty()) return NotYet("trust_domain");
   if (options.quota_wait.has_value()) return NotYet("quota_wait");
   if (!options.suspend_on_pressure) return NotYet("suspend_on_pressure");

@@ -91,6 +91,9 @@ GuestEnd EndOf(const vmm::MachineExit& exit, const std::string& console) {
     case vmm::EndReason::kMemoryFault:
       return end(TerminationReason::kHostMemory,
                  "the host had no memory for the guest");
+    case vmm::EndReason::kMemoryLost:
+      return end(TerminationReason::kStorage,
+                 "the stored memory of the guest cannot be read");
     case vmm::EndReason::kHostError:
       break;
   }

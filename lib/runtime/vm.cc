@@ -148,6 +148,7 @@ absl::Status Vm::StartGuest(std::optional<GuestOrigin> origin,
   config.directory = store_.live();
   config.disks = options_.disks;
   config.tap = options_.tap;
+  config.prefetch = options_.memory;
   config.vm_id = id_;
   config.env = OwnEnvironment();
   config.log = environment_.log;
