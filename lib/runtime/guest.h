@@ -7,6 +7,7 @@
 #include <functional>
 #include <memory>
 #include <optional>
+#include <span>
 #include <stop_token>
 #include <string>
 #include <vector>
@@ -15,6 +16,7 @@
 #include "absl/status/statusor.h"
 #include "agent/client.h"
 #include "base/log.h"
+#include "base/page_range.h"
 #include "catnap/microvm.h"
 #include "catnap/run_options.h"
 #include "io/event_loop.h"
@@ -31,6 +33,8 @@ struct GuestEnd {
 // How a guest's state is written.
 struct StoreOptions {
   bool durable = true;  // What was written survives a crash of the machine.
+  // What is stored first, in this order; empty: as the image has it. Borrowed.
+  std::span<const base::PageRange> hot{};
   // Gives up: CANCELLED, or DEADLINE_EXCEEDED.
   std::stop_token stop{};
   std::optional<std::chrono::steady_clock::time_point> deadline{};
@@ -154,6 +158,16 @@ class GuestFactory {
  public:
   virtual ~GuestFactory() = default;
   virtual absl::StatusOr<std::unique_ptr<Guest>> Start(GuestConfig config) = 0;
+  // Runs a copy of `captured` in `config.directory`, which is of no use
+  // afterwards, until its agent has executed a program, and returns the pages
+  // that it touched, in that order: what a copy is to have first. Empty where
+  // that cannot be seen. Blocks.
+  virtual absl::StatusOr<std::vector<base::PageRange>> Train(
+      GuestConfig /*config*/,
+      const std::shared_ptr<CapturedGuest>& /*captured*/,
+      const agent::CallLimits& /*limits*/) {
+    return std::vector<base::PageRange>();
+  }
   // Tells guest kernels and agents apart: an image is built for one of each.
   virtual absl::StatusOr<std::string> Identity() { return std::string(); }
   // Reads and checks every byte of a guest's state in `directory`.

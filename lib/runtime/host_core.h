@@ -186,6 +186,12 @@ class HostCore : public std::enable_shared_from_this<HostCore> {
   absl::Status BuildGuest(ImageRecord* record, const ImageSpec& spec,
                           ImageStore::Draft* draft, BuildTelling* telling,
                           const agent::CallLimits& limits);
+  // What copies of `captured` touch first; empty where it cannot be told.
+  absl::StatusOr<std::vector<base::PageRange>> TrainGuest(
+      const std::shared_ptr<const ImageRecord>& image,
+      const std::shared_ptr<CapturedGuest>& captured,
+      const std::filesystem::path& draft, BuildTelling* telling,
+      const agent::CallLimits& limits);
   absl::StatusOr<Image> FindOrBuild(const ImageSpec& spec,
                                     BuildTelling* telling,
                                     const agent::CallLimits& limits);

@@ -125,6 +125,9 @@ absl::Status HostCore::BuildGuest(ImageRecord* record, const ImageSpec& spec,
       limits, [](const std::filesystem::path& /*sleeps_in*/,
                  uint64_t /*own_bytes*/) { return absl::OkStatus(); });
   if (!captured.ok()) return captured.status();
+  CATNAP_ASSIGN_OR_RETURN(
+      const std::vector<base::PageRange> hot,
+      TrainGuest(image, *captured, draft->directory(), telling, limits));
   telling->Phase(BuildPhase::kSnapshotting, record->name);
   const std::filesystem::path guest = draft->directory() / kImageGuestName;
   if (::mkdir(guest.c_str(), 0755) != 0) {
@@ -133,10 +136,41 @@ absl::Status HostCore::BuildGuest(ImageRecord* record, const ImageSpec& spec,
   StoreOptions store;
   store.stop = limits.stop;
   store.deadline = limits.deadline;
+  store.hot = hot;
   CATNAP_RETURN_IF_ERROR((*captured)->Store(guest, store).status());
   CATNAP_RETURN_IF_ERROR(io::FsyncDirectory(guest.string()));
   record->has_guest = true;
   return absl::OkStatus();
+}
+
+absl::StatusOr<std::vector<base::PageRange>> HostCore::TrainGuest(
+    const std::shared_ptr<const ImageRecord>& image,
+    const std::shared_ptr<CapturedGuest>& captured,
+    const std::filesystem::path& draft, BuildTelling* telling,
+    const agent::CallLimits& limits) {
+  telling->Phase(BuildPhase::kTraining, image->name);
+  GuestConfig config;
+  config.image = image;
+  CATNAP_ASSIGN_OR_RETURN(config.vm_id, RandomName("train-"));
+  config.directory = draft / "training";
+  const VmEnvironment environment = EnvironmentOf(config.vm_id);
+  config.executor = environment.executor;
+  config.loop = environment.loop;
+  const std::filesystem::path directory = config.directory;
+  auto hot = factory_->Train(std::move(config), captured, limits);
+  std::error_code error;
+  std::filesystem::remove_all(directory, error);
+  if (error) {
+    return ErrnoError(error.value(), "remove {}", directory.string());
+  }
+  if (hot.ok() || absl::IsCancelled(hot.status()) ||
+      absl::IsDeadlineExceeded(hot.status())) {
+    return hot;
+  }
+  // Guests of the image start more slowly, and that is all.
+  telling->Line(fmt::format("what guests touch first was not recorded: {}",
+                            std::string(hot.status().message())));
+  return std::vector<base::PageRange>();
 }
 
 absl::StatusOr<Image> HostCore::BuildRecipe(const ImageSpec& spec,

@@ -4,15 +4,18 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <chrono>
 #include <cstdlib>
 #include <system_error>
 #include <utility>
 #include <vector>
 
+#include "agent/process.h"
 #include "base/sha256.h"
 #include "base/status.h"
 #include "base/unique_fd.h"
 #include "io/file.h"
+#include "runtime/completion.h"
 #include "runtime/machine_guest.h"
 #include "runtime/running_machine.h"
 #include "runtime/stored_disk.h"
@@ -26,11 +29,37 @@ constexpr char kKernelName[] = "vmlinux";
 constexpr char kInitramfsName[] = "agent.initramfs";
 // Templates of images that stay in memory though no guest runs from them.
 constexpr size_t kMaxTemplates = 8;
+// For the exec of a training.
+constexpr std::chrono::seconds kLongestTraining{30};
 constexpr size_t kPieceBytes = size_t{1} << 20;
 
 bool IsFile(const std::filesystem::path& path) {
   std::error_code error;
   return std::filesystem::is_regular_file(path, error);
+}
+
+// The way of an exec through the guest, whether the program is there or not.
+absl::Status ExecAnything(Guest& guest, const agent::CallLimits& limits) {
+  agent::CallLimits within = limits;
+  const auto latest = std::chrono::steady_clock::now() + kLongestTraining;
+  if (!within.deadline.has_value() || *within.deadline > latest) {
+    within.deadline = latest;
+  }
+  CATNAP_ASSIGN_OR_RETURN(const auto client,
+                          guest.WaitForClient(*within.deadline, [&within] {
+                            return within.stop.stop_requested();
+                          }));
+  agent::ExecRequest request;
+  request.argv = {"/bin/true"};
+  const Completion<absl::Status> executed;
+  CATNAP_RETURN_IF_ERROR(
+      agent::Exec(
+          client.get(), std::move(request), /*max_output_bytes=*/0, within,
+          [executed](const absl::StatusOr<agent::ExecOutcome>& outcome) {
+            executed.Set(outcome.status());
+          })
+          .status());
+  return executed.Wait();
 }
 
 }  // namespace
@@ -168,6 +197,39 @@ absl::StatusOr<std::unique_ptr<Guest>> MachineFactory::Start(
   }
   return MachineGuest::Start(means, std::move(config), std::move(image),
                              std::move(origin));
+}
+
+absl::StatusOr<std::vector<base::PageRange>> MachineFactory::Train(
+    GuestConfig config, const std::shared_ptr<CapturedGuest>& captured,
+    const agent::CallLimits& limits) {
+  CATNAP_ASSIGN_OR_RETURN(const MachineMeans means, Means());
+  const std::filesystem::path stored = config.directory / kImageGuestName;
+  std::error_code error;
+  std::filesystem::create_directories(stored, error);
+  if (error) return ErrnoError(error.value(), "make {}", stored.string());
+  StoreOptions store;
+  store.durable = false;
+  store.stop = limits.stop;
+  store.deadline = limits.deadline;
+  CATNAP_RETURN_IF_ERROR(captured->Store(stored, store).status());
+  CATNAP_ASSIGN_OR_RETURN(
+      const Template copy,
+      vmm::GuestTemplate::Load(stored.string(),
+                               vmm::GuestTemplate::Role::kImage, nullptr,
+                               {.pool = means.workers,
+                                .prefetch = vmm::Prefetch::kRecord,
+                                .stop = limits.stop,
+                                .deadline = limits.deadline}));
+  if (!copy->no_paging().ok()) return std::vector<base::PageRange>();
+  CATNAP_RETURN_IF_ERROR(TakeDisk(stored, *copy, config));
+  config.origin =
+      GuestOrigin{.directory = stored, .captured = {}, .is_copy = true};
+  CATNAP_ASSIGN_OR_RETURN(
+      const auto guest,
+      MachineGuest::Start(means, std::move(config), nullptr, copy));
+  CATNAP_RETURN_IF_ERROR(ExecAnything(*guest, limits));
+  guest->Stop();
+  return copy->Touched();
 }
 
 absl::StatusOr<std::string> MachineFactory::Identity() {

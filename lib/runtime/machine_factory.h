@@ -5,6 +5,7 @@
 #include <list>
 #include <memory>
 #include <utility>
+#include <vector>
 
 #include "absl/base/thread_annotations.h"
 #include "base/clock.h"
@@ -48,6 +49,9 @@ class MachineFactory final : public GuestFactory {
   // Machine::CreateShell() and Launch(); of the disks and of what is stored.
   absl::StatusOr<std::unique_ptr<Guest>> Start(GuestConfig config) override;
   absl::Status Prewarm(const ImageRecord& image, int count) override;
+  absl::StatusOr<std::vector<base::PageRange>> Train(
+      GuestConfig config, const std::shared_ptr<CapturedGuest>& captured,
+      const agent::CallLimits& limits) override;
   absl::StatusOr<std::string> Identity() override;
   absl::Status Verify(const ImageRecord& image,
                       const std::filesystem::path& directory,

@@ -40,6 +40,7 @@ vmm::StorageOptions StorageOf(const MachineMeans& means,
   return {.pool = means.workers,
           .level = means.compression_level,
           .durable = options.durable,
+          .hot = options.hot,
           .stop = options.stop,
           .deadline = options.deadline};
 }

@@ -299,7 +299,8 @@ absl::Status Vm::Resume(const agent::CallLimits& limits) {
   bool running = false;
   {
     const base::MutexLock lock(&mutex_);
-    if (status.ok() && ending_) status = RefusalLocked();
+    // Whatever it failed with: its end is why.
+    if (ending_) status = RefusalLocked();
     running = status.ok();
     if (running) {
       const auto now = std::chrono::steady_clock::now();

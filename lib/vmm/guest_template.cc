@@ -104,6 +104,17 @@ std::vector<PageRange> UnionOf(const std::vector<PageRange>& a,
   return snapshot::UnionOf(a, b);
 }
 
+std::vector<PageRange> HotRangesOf(const snapshot::SnapshotReader& reader) {
+  std::vector<PageRange> ranges;
+  const std::vector<size_t> order = reader.FramesInOrder();
+  for (size_t i = 0; i < reader.hot_frames(); ++i) {
+    for (const snapshot::FramePlace& place : reader.PlacesOf(order[i])) {
+      ranges.push_back(place.range);
+    }
+  }
+  return ranges;
+}
+
 // OK, or why some of an image cannot be read.
 absl::Status StatusOf(const MemoryImage& image) {
   for (const auto& file : image.files()) {
@@ -236,18 +247,26 @@ absl::StatusOr<std::shared_ptr<const GuestTemplate>> GuestTemplate::Load(
 absl::Status GuestTemplate::Fill(
     std::shared_ptr<const snapshot::SnapshotReader> reader,
     memory::MemoryFile* file, const StorageOptions& options) {
+  hot_ = HotRangesOf(*reader);
   snapshot::ReadOptions read = ReadOptionsOf(options);
   if (options.prefetch != Prefetch::kAll) {
-    const bool hot = options.prefetch == Prefetch::kHotSet;
-    if (hot) {
+    Bringing bringing = Bringing::kAll;
+    if (options.prefetch == Prefetch::kHotSet) {
       read.frames = snapshot::FrameSet::kHot;
       CATNAP_RETURN_IF_ERROR(reader->ReadAll({.fd = file->fd()}, read));
       read.frames = snapshot::FrameSet::kRest;
+      bringing = Bringing::kRest;
+    } else if (options.prefetch == Prefetch::kRecord) {
+      bringing = Bringing::kTouched;
     }
-    no_paging_ = file->FillOnDemand(
-        std::make_unique<StoredPages>(reader, options.pool, hot),
-        /*fills=*/hot);
-    if (no_paging_.ok()) return absl::OkStatus();
+    auto pages = std::make_unique<StoredPages>(reader, options.pool, bringing);
+    const StoredPages* const recorder = pages.get();
+    no_paging_ = file->FillOnDemand(std::move(pages),
+                                    /*fills=*/bringing == Bringing::kRest);
+    if (no_paging_.ok()) {
+      if (bringing == Bringing::kTouched) recorder_ = recorder;
+      return absl::OkStatus();
+    }
     if (!absl::IsFailedPrecondition(no_paging_)) return no_paging_;
   }
   CATNAP_RETURN_IF_ERROR(reader->ReadAll({.fd = file->fd()}, read));
@@ -258,11 +277,22 @@ const MemoryImage* GuestTemplate::below() const {
   return parent_ == nullptr ? nullptr : parent_->memory_.get();
 }
 
+std::span<const PageRange> GuestTemplate::HotOf(
+    const StorageOptions& options) const {
+  if (!options.hot.empty() || image() == nullptr) return options.hot;
+  return image()->hot_;
+}
+
+std::vector<PageRange> GuestTemplate::Touched() const {
+  if (recorder_ == nullptr) return {};
+  return recorder_->Touched();
+}
+
 absl::Status GuestTemplate::Fetch(const StorageOptions& options) const {
-  if (options.prefetch == Prefetch::kLazy) return absl::OkStatus();
   if (options.prefetch == Prefetch::kAll) {
     return WaitUntilFull(*memory_, below(), options);
   }
+  if (options.prefetch != Prefetch::kHotSet) return absl::OkStatus();
   for (memory::Pager* const pager : PagersOf(*memory_, below())) {
     CATNAP_RETURN_IF_ERROR(pager->StartFilling());
   }
@@ -280,6 +310,7 @@ absl::StatusOr<StorageSizes> GuestTemplate::Store(
   content.sections = sections_;
   content.memory = {view->host_base(), view->size()};
   content.changed = own;
+  content.hot = HotOf(options);
   if (parent_ != nullptr && parent_->stored_.has_value()) {
     content.parent = parent_->stored_->id;
   }
@@ -327,6 +358,7 @@ absl::StatusOr<StorageSizes> StoreMachine(
         UnionOf(changed, GuestTemplate::OwnRangesOf(*memory.image(), parent));
   }
   content.changed = changed;
+  content.hot = origin == nullptr ? options.hot : origin->HotOf(options);
   CATNAP_ASSIGN_OR_RETURN(
       const snapshot::WrittenSnapshot written,
       snapshot::WriteSnapshot(directory, content, WriteOptionsOf(options)));

@@ -28,6 +28,7 @@ enum class Prefetch {
   kAll,     // Everything: damage anywhere is found at once.
   kHotSet,  // What is touched first; the rest follows while it runs.
   kLazy,    // Nothing: a page comes when it is touched.
+  kRecord,  // The same, page by page, to learn which are touched.
 };
 
 // What reading and writing stored guests takes.
@@ -36,10 +37,15 @@ struct StorageOptions {
   int level = 1;                         // Of zstd, for writing.
   bool durable = true;                   // For writing.
   Prefetch prefetch = Prefetch::kAll;    // For reading.
+  // For writing: what is stored first, in this order; empty: what the image has
+  // so. Borrowed.
+  std::span<const base::PageRange> hot{};
   // Gives up: CANCELLED, or DEADLINE_EXCEEDED.
   std::stop_token stop{};
   std::optional<std::chrono::steady_clock::time_point> deadline{};
 };
+
+class StoredPages;
 
 struct StorageSizes {
   uint64_t written_bytes = 0;  // Of new files.
@@ -86,6 +92,9 @@ class GuestTemplate {
   // options says, when it was loaded for somebody who wanted less.
   // Errors: why some of it cannot be read; as StorageOptions say.
   absl::Status Fetch(const StorageOptions& options) const;
+  // Loaded with Prefetch::kRecord: the pages that were touched so far, in that
+  // order; at most 64 MiB.
+  std::vector<base::PageRange> Touched() const;
   // OK, or why some of the memory cannot be read: then it is of no more use.
   absl::Status memory_status() const;
   // Why all memory was read at once though StorageOptions said otherwise; OK
@@ -118,6 +127,8 @@ class GuestTemplate {
   const GuestTemplate* image() const {
     return role_ == Role::kImage ? this : parent_.get();
   }
+  // What is stored first of guests like this.
+  std::span<const base::PageRange> HotOf(const StorageOptions& options) const;
   // The parent's memory; null: none.
   const memory::MemoryImage* below() const;
   // The pages that differ from the parent's, or from zeros.
@@ -130,6 +141,8 @@ class GuestTemplate {
   std::shared_ptr<const memory::MemoryImage> memory_;
   uint64_t own_bytes_ = 0;
   absl::Status no_paging_;
+  std::vector<base::PageRange> hot_;       // As it was stored, in its order.
+  const StoredPages* recorder_ = nullptr;  // Not owned: the memory's pager's.
   std::optional<Stored> stored_;
 };
 

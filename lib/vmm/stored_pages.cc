@@ -6,14 +6,23 @@
 #include "base/status.h"
 
 namespace catnap::vmm {
+namespace {
+
+constexpr uint64_t kPage = base::kPageBytes;
+// Of frames that are kept unpacked while single pages are brought: 8 MiB.
+constexpr size_t kKeptFrames = 64;
+constexpr size_t kMaxTouched = (size_t{64} << 20) / kPage;
+
+}  // namespace
 
 StoredPages::StoredPages(std::shared_ptr<const snapshot::SnapshotReader> reader,
-                         snapshot::WorkerPool* pool, bool has_hot_set)
+                         snapshot::WorkerPool* pool, Bringing bringing)
     : reader_(std::move(reader)),
       pool_(pool),
-      has_hot_set_(has_hot_set),
-      brought_(reader_->index().frames.size()) {
-  if (!has_hot_set) return;
+      bringing_(bringing),
+      brought_(reader_->index().frames.size()),
+      unpacked_(bringing == Bringing::kTouched ? kKeptFrames : 1) {
+  if (bringing != Bringing::kRest) return;
   const std::vector<size_t> order = reader_->FramesInOrder();
   for (size_t i = 0; i < reader_->hot_frames(); ++i) {
     brought_[order[i]].store(true);
@@ -24,10 +33,39 @@ absl::Status StoredPages::PutFrame(size_t frame, std::span<const uint8_t> pages,
                                    memory::PutPages put) {
   for (const snapshot::FramePlace& place : reader_->PlacesOf(frame)) {
     CATNAP_RETURN_IF_ERROR(
-        put(place.range, pages.data() + place.first * base::kPageBytes));
+        put(place.range, pages.data() + place.first * kPage));
   }
   brought_[frame].store(true);
   return absl::OkStatus();
+}
+
+absl::StatusOr<std::span<const uint8_t>> StoredPages::Unpack(size_t frame) {
+  for (const Unpacked& kept : unpacked_) {
+    if (kept.frame == frame) return std::span(kept.pages);
+  }
+  if (!decompressor_.has_value()) {
+    CATNAP_ASSIGN_OR_RETURN(decompressor_, codec::ZstdDecompressor::Create());
+  }
+  Unpacked& into = unpacked_[oldest_];
+  oldest_ = (oldest_ + 1) % unpacked_.size();
+  into.frame = SIZE_MAX;
+  into.pages.resize(reader_->index().frames[frame].pages * kPage);
+  CATNAP_RETURN_IF_ERROR(
+      reader_->ReadFrame(frame, &*decompressor_, into.pages));
+  into.frame = frame;
+  return std::span<const uint8_t>(into.pages);
+}
+
+absl::Status StoredPages::PutTouched(size_t frame, uint64_t offset,
+                                     memory::PutPages put) {
+  CATNAP_ASSIGN_OR_RETURN(const auto pages, Unpack(frame));
+  for (const snapshot::FramePlace& place : reader_->PlacesOf(frame)) {
+    if (offset - place.range.offset >= place.range.length) continue;
+    touched_.push_back({.offset = offset, .length = kPage});
+    return put(touched_.back(), pages.data() + place.first * kPage +
+                                    (offset - place.range.offset));
+  }
+  return absl::InternalError("a stored page is in no frame");
 }
 
 absl::StatusOr<bool> StoredPages::Bring(uint64_t offset, memory::PutPages put) {
@@ -36,12 +74,12 @@ absl::StatusOr<bool> StoredPages::Bring(uint64_t offset, memory::PutPages put) {
   if (brought_[*frame].load()) return true;
   const base::MutexLock lock(&mutex_);
   if (brought_[*frame].load()) return true;
-  if (!decompressor_.has_value()) {
-    CATNAP_ASSIGN_OR_RETURN(decompressor_, codec::ZstdDecompressor::Create());
+  if (bringing_ == Bringing::kTouched && touched_.size() < kMaxTouched) {
+    CATNAP_RETURN_IF_ERROR(PutTouched(*frame, offset, put));
+    return true;
   }
-  frame_.resize(reader_->index().frames[*frame].pages * base::kPageBytes);
-  CATNAP_RETURN_IF_ERROR(reader_->ReadFrame(*frame, &*decompressor_, frame_));
-  CATNAP_RETURN_IF_ERROR(PutFrame(*frame, frame_, put));
+  CATNAP_ASSIGN_OR_RETURN(const auto pages, Unpack(*frame));
+  CATNAP_RETURN_IF_ERROR(PutFrame(*frame, pages, put));
   return true;
 }
 
@@ -50,13 +88,25 @@ absl::Status StoredPages::BringAll(memory::PutPages put,
   snapshot::ReadOptions options;
   options.pool = pool_;
   options.stop = stop;
-  options.frames =
-      has_hot_set_ ? snapshot::FrameSet::kRest : snapshot::FrameSet::kAll;
+  if (bringing_ == Bringing::kRest) options.frames = snapshot::FrameSet::kRest;
   return reader_->ReadFrames(
       options, [this](size_t frame) { return !brought_[frame].load(); },
       [this, put](size_t frame, std::span<const uint8_t> pages) {
         return PutFrame(frame, pages, put);
       });
+}
+
+std::vector<base::PageRange> StoredPages::Touched() const {
+  const base::MutexLock lock(&mutex_);
+  // Two guests, or a guest and its devices, may touch a page at once.
+  std::vector<base::PageRange> once;
+  std::vector<bool> seen(reader_->ram_bytes() / kPage);
+  for (const base::PageRange& range : touched_) {
+    const size_t page = range.offset / kPage;
+    if (!seen[page]) once.push_back(range);
+    seen[page] = true;
+  }
+  return once;
 }
 
 }  // namespace catnap::vmm

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <memory>
 #include <optional>
+#include <span>
 #include <stop_token>
 #include <vector>
 
@@ -17,33 +18,55 @@
 
 namespace catnap::vmm {
 
+// How pages of a stored guest are brought.
+enum class Bringing {
+  kAll,      // Whole frames.
+  kRest,     // The same, but those of the hot set are there already.
+  kTouched,  // Single pages, and in which order they are touched is recorded.
+};
+
 // Pages of a stored guest for the pager of its memory. What somebody waits for
 // is read and unpacked on the pager's thread, whole frames, and all in order by
 // the pool; each frame is brought once by either, mostly.
 class StoredPages final : public memory::PageSupply {
  public:
-  // `pool` is borrowed. Frames of the hot set are there already when
-  // `has_hot_set`.
+  // `pool` is borrowed.
   StoredPages(std::shared_ptr<const snapshot::SnapshotReader> reader,
-              snapshot::WorkerPool* pool, bool has_hot_set);
+              snapshot::WorkerPool* pool, Bringing bringing);
 
   // Errors: DATA_LOSS, naming file and frame; as the system says.
   absl::StatusOr<bool> Bring(uint64_t offset, memory::PutPages put) override;
   absl::Status BringAll(memory::PutPages put,
                         const std::stop_token& stop) override;
 
+  // With kTouched: which pages were, in that order. The first 64 MiB.
+  std::vector<base::PageRange> Touched() const;
+
  private:
+  // A frame that was read, and its pages.
+  struct Unpacked {
+    size_t frame = SIZE_MAX;
+    std::vector<uint8_t> pages;
+  };
+
+  absl::StatusOr<std::span<const uint8_t>> Unpack(size_t frame)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  absl::Status PutTouched(size_t frame, uint64_t offset, memory::PutPages put)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   absl::Status PutFrame(size_t frame, std::span<const uint8_t> pages,
                         memory::PutPages put);
 
   const std::shared_ptr<const snapshot::SnapshotReader> reader_;
   snapshot::WorkerPool* const pool_;  // Not owned.
-  const bool has_hot_set_;
+  const Bringing bringing_;
   std::vector<std::atomic<bool>> brought_;  // By frame.
 
-  base::Mutex mutex_;  // Held while a frame is read: one at a time.
+  mutable base::Mutex mutex_;  // Held while a frame is read: one at a time.
   std::optional<codec::ZstdDecompressor> decompressor_ ABSL_GUARDED_BY(mutex_);
-  std::vector<uint8_t> frame_ ABSL_GUARDED_BY(mutex_);
+  // The last ones. One is enough but for kTouched, which comes back to them.
+  std::vector<Unpacked> unpacked_ ABSL_GUARDED_BY(mutex_);
+  size_t oldest_ ABSL_GUARDED_BY(mutex_) = 0;
+  std::vector<base::PageRange> touched_ ABSL_GUARDED_BY(mutex_);
 };
 
 }  // namespace catnap::vmm

@@ -1,4 +1,5 @@
 // Guests that run while their memory is still being read from a snapshot.
+#include <algorithm>
 #include <catch2/catch.hpp>
 #include <cstring>
 #include <filesystem>
@@ -12,6 +13,7 @@
 
 #include "memory/page_map.h"
 #include "memory/page_ranges.h"
+#include "snapshot/reader.h"
 #include "support/machine_fixture.h"
 #include "support/temporary_directory.h"
 #include "vmm/guest_template.h"
@@ -375,6 +377,67 @@ TEST_CASE("A damaged frame ends a guest that has not touched it") {
   CHECK(absl::IsDataLoss(StoreMachine(spinning.get(), sections, origin.get(),
                                       store.Directory("never"), store.options())
                              .status()));
+}
+
+TEST_CASE("What is touched first is recorded, and stored first") {
+  if (IsRefused()) return;
+  Store store;
+  const std::string first = store.StoreFirst();
+  const Template recorded = Must(store.Load(first, Prefetch::kRecord));
+  CheckGoesToItsEnd(*Launched(recorded));
+  const std::vector<PageRange> touched = recorded->Touched();
+  // Every page once, and those that the guest counts in in its order. It was
+  // stopped somewhere among them.
+  std::set<uint64_t> pages;
+  std::vector<uint64_t> counted;
+  for (const PageRange& range : touched) {
+    CHECK(range.length == kPageBytes);
+    CHECK(pages.insert(range.offset).second);
+    if (range.offset >= kFirst && (range.offset - kFirst) % kStep == 0 &&
+        range.offset < kFirst + kCounted * kStep) {
+      counted.push_back(range.offset);
+    }
+  }
+  REQUIRE(counted.size() == kCounted);
+  std::rotate(counted.begin(),
+              std::min_element(counted.begin(), counted.end()), counted.end());
+  CHECK(std::is_sorted(counted.begin(), counted.end()));
+
+  const Template image = Must(store.Load(first, Prefetch::kAll));
+  const auto hot_first = [&](const std::string& directory) {
+    const auto reader = snapshot::SnapshotReader::Open(directory);
+    REQUIRE(reader.ok());
+    std::vector<uint64_t> order;
+    const auto frames = (*reader)->FramesInOrder();
+    for (size_t i = 0; i < (*reader)->hot_frames(); ++i) {
+      for (const auto& place : (*reader)->PlacesOf(frames[i])) {
+        for (uint64_t at = 0; at < place.range.length; at += kPageBytes) {
+          order.push_back(place.range.offset + at);
+        }
+      }
+    }
+    return order;
+  };
+  StorageOptions options = store.options();
+  options.hot = touched;
+  const std::string to = store.Directory("trained");
+  REQUIRE(image->Store(to, options).ok());
+  std::vector<uint64_t> wanted;
+  for (const PageRange& range : touched) wanted.push_back(range.offset);
+  CHECK(hot_first(to) == wanted);
+
+  // A guest of that image stores what it has of them first, too.
+  const Template trained = Must(store.Load(to, Prefetch::kHotSet));
+  const auto machine = Launched(trained);
+  CheckGoesToItsEnd(*Launched(trained));
+  RunUntilRound(*machine, 3);
+  const std::string own = store.Directory("own");
+  REQUIRE(StoreMachine(machine.get(), PauseAndSave(*machine), trained.get(),
+                       own, store.options())
+              .ok());
+  CHECK(hot_first(own).size() >= kCounted);
+  CheckGoesToItsEnd(*Launched(Must(
+      store.Load(own, Prefetch::kHotSet, trained))));
 }
 
 TEST_CASE("Damage to state or index is found before anything runs") {

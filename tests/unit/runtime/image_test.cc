@@ -45,8 +45,8 @@ TEST_CASE("Builds make versions, which are found again by another Host") {
   CHECK(second->version() == "2.0");
   CHECK(listener.phases ==
         std::vector{BuildPhase::kResolving, BuildPhase::kAssembling,
-                    BuildPhase::kBooting, BuildPhase::kSnapshotting,
-                    BuildPhase::kPublishing});
+                    BuildPhase::kBooting, BuildPhase::kTraining,
+                    BuildPhase::kSnapshotting, BuildPhase::kPublishing});
   CHECK(host.host().GetImage("test")->version() == "2.0");
   CHECK(host.host().GetImage("test", "1.0")->version() == "1.0");
   CHECK(host.host().GetImage("test", "3.0").status().code() ==
@@ -101,8 +101,8 @@ TEST_CASE("An image has its application started, and tells what it wrote") {
   CHECK(listener.phases ==
         std::vector{BuildPhase::kResolving, BuildPhase::kAssembling,
                     BuildPhase::kBooting, BuildPhase::kStarting,
-                    BuildPhase::kWaitingReady, BuildPhase::kSnapshotting,
-                    BuildPhase::kPublishing});
+                    BuildPhase::kWaitingReady, BuildPhase::kTraining,
+                    BuildPhase::kSnapshotting, BuildPhase::kPublishing});
   CHECK(listener.lines == "starting\n");
   const auto path = host.path() / "state/images/app/1.0";
   CHECK(std::filesystem::exists(path / "guest" / "memory"));
