@@ -1,6 +1,9 @@
 #include "memory/pager.h"
 
 #include <poll.h>
+#include <sys/resource.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include <array>
 #include <cerrno>
@@ -11,6 +14,12 @@
 namespace catnap::memory {
 
 using base::PageRange;
+
+namespace {
+
+constexpr int kLowestPriority = 19;  // As nice(1).
+
+}  // namespace
 
 absl::StatusOr<std::unique_ptr<Pager>> Pager::Start(Options options) {
   CATNAP_ASSIGN_OR_RETURN(Userfault userfault, Userfault::Open());
@@ -40,19 +49,33 @@ Pager::~Pager() {
   thread_.Join();
 }
 
-absl::Status Pager::StartFillingLocked() {
-  if (filler_.joinable() || state_ != State::kFilling) return absl::OkStatus();
-  CATNAP_ASSIGN_OR_RETURN(
-      filler_, base::Thread::Start("catnap-fill", [this] { Fill(); }));
-  return absl::OkStatus();
+void Pager::Fill() {
+  // What is in the background must not take a CPU from guests that were just
+  // woken. Where that is refused it does.
+  ::setpriority(PRIO_PROCESS, static_cast<id_t>(::syscall(SYS_gettid)),
+                kLowestPriority);
+  const auto put = [this](PageRange range, const uint8_t* from) {
+    return Put(range, from);
+  };
+  absl::StatusOr<bool> more = true;
+  while (more.ok() && *more) {
+    more = options_.supply->BringMore(put, stop_.get_token());
+  }
+  const base::MutexLock lock(&mutex_);
+  TellFilled(more.status());
 }
 
-void Pager::Fill() {
-  absl::Status status = options_.supply->BringAll(
-      [this](PageRange range, const uint8_t* from) { return Put(range, from); },
-      stop_.get_token());
-  const base::MutexLock lock(&mutex_);
-  filled_ = std::move(status);
+void Pager::TellFilled(absl::Status status) {
+  switch (status.code()) {
+    case absl::StatusCode::kCancelled:
+    case absl::StatusCode::kDeadlineExceeded:
+    case absl::StatusCode::kResourceExhausted:
+      // Who touches a page gets it all the same.
+      return;
+    default:
+      break;
+  }
+  if (!filled_.has_value()) filled_ = std::move(status);
   base::SignalEventFd(wake_fd_.get());
 }
 
@@ -221,7 +244,10 @@ absl::Status Pager::BringIn(PageRange range) {
 
 absl::Status Pager::StartFilling() {
   const base::MutexLock lock(&mutex_);
-  return StartFillingLocked();
+  if (filler_.joinable() || state_ != State::kFilling) return absl::OkStatus();
+  CATNAP_ASSIGN_OR_RETURN(
+      filler_, base::Thread::Start("catnap-fill", [this] { Fill(); }));
+  return absl::OkStatus();
 }
 
 absl::Status Pager::WaitUntilFull(
@@ -231,22 +257,50 @@ absl::Status Pager::WaitUntilFull(
     const base::MutexLock lock(&mutex_);
     changed_.NotifyAll();
   });
+  bool brings = false;
+  {
+    const base::MutexLock lock(&mutex_);
+    while (state_ == State::kFilling && bringing_all_) {
+      CATNAP_RETURN_IF_ERROR(WaitLocked(stop, deadline));
+    }
+    brings = state_ == State::kFilling && !filled_.has_value();
+    if (brings) bringing_all_ = true;
+  }
+  absl::Status brought;
+  if (brings) {
+    brought = options_.supply->BringAll(
+        [this](PageRange range, const uint8_t* from) {
+          return Put(range, from);
+        },
+        stop, deadline);
+  }
   const base::MutexLock lock(&mutex_);
-  CATNAP_RETURN_IF_ERROR(StartFillingLocked());
+  if (brings) {
+    bringing_all_ = false;
+    changed_.NotifyAll();
+    TellFilled(brought);
+    if (!filled_.has_value() && state_ == State::kFilling) return brought;
+  }
   while (state_ == State::kFilling) {
-    if (stop.stop_requested()) {
-      return absl::CancelledError(
-          "cancelled while the guest's memory was being read");
-    }
-    if (!deadline.has_value()) {
-      changed_.Wait(&mutex_);
-    } else if (!changed_.WaitUntil(&mutex_, *deadline) &&
-               state_ == State::kFilling) {
-      return absl::DeadlineExceededError(
-          "the guest's memory was not read in time");
-    }
+    CATNAP_RETURN_IF_ERROR(WaitLocked(stop, deadline));
   }
   return lost_;
+}
+
+absl::Status Pager::WaitLocked(
+    const std::stop_token& stop,
+    std::optional<std::chrono::steady_clock::time_point> deadline) {
+  if (stop.stop_requested()) {
+    return absl::CancelledError(
+        "cancelled while the guest's memory was being read");
+  }
+  if (!deadline.has_value()) {
+    changed_.Wait(&mutex_);
+  } else if (!changed_.WaitUntil(&mutex_, *deadline)) {
+    return absl::DeadlineExceededError(
+        "the guest's memory was not read in time");
+  }
+  return absl::OkStatus();
 }
 
 absl::Status Pager::status() const {

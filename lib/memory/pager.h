@@ -36,9 +36,17 @@ class PageSupply {
   // Puts the page at `offset`, and what comes with it at no more cost. False:
   // it has no such page. Blocks for a read at most.
   virtual absl::StatusOr<bool> Bring(uint64_t offset, PutPages put) = 0;
-  // Puts all pages that nobody asked for yet, those that are wanted soon first.
-  // Blocks. Errors: CANCELLED, soon after `stop`.
-  virtual absl::Status BringAll(PutPages put, const std::stop_token& stop) = 0;
+  // Puts some pages that nobody asked for yet, those that are wanted soon
+  // first. False: all are there. Never two of these calls at once, and on one
+  // thread, which has a low priority: takes no lock that the others take.
+  // Errors: CANCELLED, soon after `stop`.
+  virtual absl::StatusOr<bool> BringMore(PutPages put,
+                                         const std::stop_token& stop) = 0;
+  // Puts all pages as fast as can be. Blocks. Errors: CANCELLED, soon after
+  // `stop`; DEADLINE_EXCEEDED.
+  virtual absl::Status BringAll(
+      PutPages put, const std::stop_token& stop,
+      std::optional<std::chrono::steady_clock::time_point> deadline) = 0;
 };
 
 // Fills a memory file while guests run over it: whoever touches a page that is
@@ -104,11 +112,12 @@ class Pager {
   // Brings pages for who is about to read the file itself. Blocks.
   // Errors: why the memory was lost.
   absl::Status BringIn(base::PageRange range);
-  // Has all pages brought, without waiting for them. Idempotent.
+  // Has all pages brought in the background. Idempotent.
   // Errors: RESOURCE_EXHAUSTED, a thread.
   absl::Status StartFilling();
-  // The same, and waits for the last.
-  // Errors: why the memory was lost; CANCELLED, DEADLINE_EXCEEDED.
+  // Brings all pages on this thread.
+  // Errors: why the memory was lost; RESOURCE_EXHAUSTED; CANCELLED,
+  // DEADLINE_EXCEEDED.
   absl::Status WaitUntilFull(
       const std::stop_token& stop = {},
       std::optional<std::chrono::steady_clock::time_point> deadline = {});
@@ -128,13 +137,19 @@ class Pager {
       : options_(std::move(options)),
         wake_fd_(std::move(wake_fd)),
         userfault_(std::move(userfault)) {}
-  absl::Status StartFillingLocked() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  void Serve();                // The pager's thread.
-  void Fill();                 // The filler's.
+  void Serve();  // The pager's thread.
+  void Fill();   // The filler's.
+  // All is there, or some of it cannot be: unless `status` says no more than
+  // that somebody gave up.
+  void TellFilled(absl::Status status) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   absl::Status ServeFaults();  // All that there are.
   absl::Status ServeFault(uintptr_t address);
   absl::Status Put(base::PageRange range, const uint8_t* from);
   void Detach(uintptr_t start);
+  absl::Status WaitLocked(
+      const std::stop_token& stop,
+      std::optional<std::chrono::steady_clock::time_point> deadline)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void BecomeFull();
   void BecomeLost(const absl::Status& why);
 
@@ -147,8 +162,9 @@ class Pager {
   State state_ ABSL_GUARDED_BY(mutex_) = State::kFilling;
   absl::Status lost_ ABSL_GUARDED_BY(mutex_);
   bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
-  bool telling_ ABSL_GUARDED_BY(mutex_) = false;  // OnLost calls are made.
-  // What the filler has to tell the pager's thread.
+  bool telling_ ABSL_GUARDED_BY(mutex_) = false;       // OnLost calls are made.
+  bool bringing_all_ ABSL_GUARDED_BY(mutex_) = false;  // In WaitUntilFull().
+  // That all is there, or that the memory is lost: for the pager's thread.
   std::optional<absl::Status> filled_ ABSL_GUARDED_BY(mutex_);
   int puts_ ABSL_GUARDED_BY(mutex_) = 0;  // Into the alias, under way.
   std::map<uintptr_t, Mapped> mapped_ ABSL_GUARDED_BY(mutex_);  // By address.

@@ -21,11 +21,11 @@ StoredPages::StoredPages(std::shared_ptr<const snapshot::SnapshotReader> reader,
       pool_(pool),
       bringing_(bringing),
       brought_(reader_->index().frames.size()),
+      order_(reader_->FramesInOrder()),
       unpacked_(bringing == Bringing::kTouched ? kKeptFrames : 1) {
   if (bringing != Bringing::kRest) return;
-  const std::vector<size_t> order = reader_->FramesInOrder();
   for (size_t i = 0; i < reader_->hot_frames(); ++i) {
-    brought_[order[i]].store(true);
+    brought_[order_[i]].store(true);
   }
 }
 
@@ -83,10 +83,31 @@ absl::StatusOr<bool> StoredPages::Bring(uint64_t offset, memory::PutPages put) {
   return true;
 }
 
-absl::Status StoredPages::BringAll(memory::PutPages put,
-                                   const std::stop_token& stop) {
+absl::StatusOr<bool> StoredPages::BringMore(memory::PutPages put,
+                                            const std::stop_token& stop) {
+  if (stop.stop_requested()) {
+    return absl::CancelledError("the guest's memory is not wanted any more");
+  }
+  while (next_ < order_.size() && brought_[order_[next_]].load()) ++next_;
+  if (next_ == order_.size()) return false;
+  const size_t frame = order_[next_++];
+  if (!more_decompressor_.has_value()) {
+    CATNAP_ASSIGN_OR_RETURN(more_decompressor_,
+                            codec::ZstdDecompressor::Create());
+  }
+  more_.resize(reader_->index().frames[frame].pages * kPage);
+  CATNAP_RETURN_IF_ERROR(
+      reader_->ReadFrame(frame, &*more_decompressor_, more_));
+  CATNAP_RETURN_IF_ERROR(PutFrame(frame, more_, put));
+  return true;
+}
+
+absl::Status StoredPages::BringAll(
+    memory::PutPages put, const std::stop_token& stop,
+    std::optional<std::chrono::steady_clock::time_point> deadline) {
   snapshot::ReadOptions options;
   options.pool = pool_;
+  options.deadline = deadline;
   options.stop = stop;
   if (bringing_ == Bringing::kRest) options.frames = snapshot::FrameSet::kRest;
   return reader_->ReadFrames(

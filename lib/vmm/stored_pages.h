@@ -2,6 +2,7 @@
 #define CATNAP_LIB_VMM_STORED_PAGES_H_
 
 #include <atomic>
+#include <chrono>
 #include <cstdint>
 #include <memory>
 #include <optional>
@@ -26,8 +27,9 @@ enum class Bringing {
 };
 
 // Pages of a stored guest for the pager of its memory. What somebody waits for
-// is read and unpacked on the pager's thread, whole frames, and all in order by
-// the pool; each frame is brought once by either, mostly.
+// is read and unpacked on the pager's thread, whole frames; in the background
+// one thread goes through all in their order, and for who waits for all the
+// pool does. Each frame is brought once by one of them, mostly.
 class StoredPages final : public memory::PageSupply {
  public:
   // `pool` is borrowed.
@@ -36,8 +38,11 @@ class StoredPages final : public memory::PageSupply {
 
   // Errors: DATA_LOSS, naming file and frame; as the system says.
   absl::StatusOr<bool> Bring(uint64_t offset, memory::PutPages put) override;
-  absl::Status BringAll(memory::PutPages put,
-                        const std::stop_token& stop) override;
+  absl::StatusOr<bool> BringMore(memory::PutPages put,
+                                 const std::stop_token& stop) override;
+  absl::Status BringAll(
+      memory::PutPages put, const std::stop_token& stop,
+      std::optional<std::chrono::steady_clock::time_point> deadline) override;
 
   // With kTouched: which pages were, in that order. The first 64 MiB.
   std::vector<base::PageRange> Touched() const;
@@ -60,6 +65,12 @@ class StoredPages final : public memory::PageSupply {
   snapshot::WorkerPool* const pool_;  // Not owned.
   const Bringing bringing_;
   std::vector<std::atomic<bool>> brought_;  // By frame.
+
+  // Of BringMore().
+  const std::vector<size_t> order_;
+  size_t next_ = 0;
+  std::optional<codec::ZstdDecompressor> more_decompressor_;
+  std::vector<uint8_t> more_;
 
   mutable base::Mutex mutex_;  // Held while a frame is read: one at a time.
   std::optional<codec::ZstdDecompressor> decompressor_ ABSL_GUARDED_BY(mutex_);

@@ -399,8 +399,8 @@ TEST_CASE("What is touched first is recorded, and stored first") {
     }
   }
   REQUIRE(counted.size() == kCounted);
-  std::rotate(counted.begin(),
-              std::min_element(counted.begin(), counted.end()), counted.end());
+  std::rotate(counted.begin(), std::min_element(counted.begin(), counted.end()),
+              counted.end());
   CHECK(std::is_sorted(counted.begin(), counted.end()));
 
   const Template image = Must(store.Load(first, Prefetch::kAll));
@@ -430,14 +430,15 @@ TEST_CASE("What is touched first is recorded, and stored first") {
   const Template trained = Must(store.Load(to, Prefetch::kHotSet));
   const auto machine = Launched(trained);
   CheckGoesToItsEnd(*Launched(trained));
-  RunUntilRound(*machine, 3);
+  // Once through all pages, and more.
+  RunUntilRound(*machine, RoundsOf(*machine) + 2);
   const std::string own = store.Directory("own");
   REQUIRE(StoreMachine(machine.get(), PauseAndSave(*machine), trained.get(),
                        own, store.options())
               .ok());
   CHECK(hot_first(own).size() >= kCounted);
-  CheckGoesToItsEnd(*Launched(Must(
-      store.Load(own, Prefetch::kHotSet, trained))));
+  CheckGoesToItsEnd(
+      *Launched(Must(store.Load(own, Prefetch::kHotSet, trained))));
 }
 
 TEST_CASE("Damage to state or index is found before anything runs") {

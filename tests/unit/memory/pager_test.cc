@@ -27,7 +27,7 @@ uint8_t ValueOf(uint64_t page) { return static_cast<uint8_t>(page % 250 + 1); }
 // Pages of one byte each, with what happens to them under the test's control.
 struct Source {
   std::atomic<uint64_t> bad_page{UINT64_MAX};
-  std::atomic<bool> holds{false};  // BringAll() waits.
+  std::atomic<bool> holds{false};  // Nothing comes that was not asked for.
   std::atomic<uint64_t> brought{0};
 };
 
@@ -42,16 +42,36 @@ class FakeSupply final : public PageSupply {
     CATNAP_RETURN_IF_ERROR(PutPiece(page / kPiece * kPiece, put));
     return true;
   }
-  absl::Status BringAll(PutPages put, const std::stop_token& stop) override {
+  absl::StatusOr<bool> BringMore(PutPages put,
+                                 const std::stop_token& stop) override {
+    CATNAP_RETURN_IF_ERROR(Hold(stop, {}));
+    if (next_ >= kStored) return false;
+    CATNAP_RETURN_IF_ERROR(PutPiece(next_, put));
+    next_ += kPiece;
+    return true;
+  }
+  absl::Status BringAll(
+      PutPages put, const std::stop_token& stop,
+      std::optional<std::chrono::steady_clock::time_point> deadline) override {
     for (uint64_t page = 0; page < kStored; page += kPiece) {
-      while (source_->holds && !stop.stop_requested()) ::usleep(1000);
-      if (stop.stop_requested()) return absl::CancelledError("stopped");
+      CATNAP_RETURN_IF_ERROR(Hold(stop, deadline));
       CATNAP_RETURN_IF_ERROR(PutPiece(page, put));
     }
     return absl::OkStatus();
   }
 
  private:
+  absl::Status Hold(
+      const std::stop_token& stop,
+      std::optional<std::chrono::steady_clock::time_point> deadline) const {
+    const auto late = [&deadline] {
+      return deadline.has_value() &&
+             std::chrono::steady_clock::now() > *deadline;
+    };
+    while (source_->holds && !stop.stop_requested() && !late()) ::usleep(1000);
+    if (stop.stop_requested()) return absl::CancelledError("stopped");
+    return late() ? absl::DeadlineExceededError("late") : absl::OkStatus();
+  }
   absl::Status PutPiece(uint64_t first, PutPages put) {
     const uint64_t bad = source_->bad_page;
     if (bad >= first && bad < first + kPiece) {
@@ -66,6 +86,7 @@ class FakeSupply final : public PageSupply {
   }
 
   const std::shared_ptr<Source> source_;
+  uint64_t next_ = 0;
 };
 
 bool IsRefused() {
