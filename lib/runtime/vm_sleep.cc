@@ -299,8 +299,10 @@ absl::Status Vm::Resume(const agent::CallLimits& limits) {
   bool running = false;
   {
     const base::MutexLock lock(&mutex_);
-    // Whatever it failed with: its end is why.
-    if (ending_) status = RefusalLocked();
+    // A machine that ended by itself says why, whatever its wake failed with.
+    if (ending_ && (status.ok() || reason_ != TerminationReason::kRequested)) {
+      status = RefusalLocked();
+    }
     running = status.ok();
     if (running) {
       const auto now = std::chrono::steady_clock::now();

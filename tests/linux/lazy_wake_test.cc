@@ -77,8 +77,9 @@ TEST_CASE("A MicroVM wakes before its memory is read, and has all of it") {
     INFO(vm.status().ToString());
     REQUIRE(vm.ok());
     const std::string sum =
-        Sh(*vm, "dd if=/dev/urandom of=/tmp/file bs=1M count=12 2>/dev/null; "
-                "md5sum /tmp/file");
+        Sh(*vm,
+           "dd if=/dev/urandom of=/tmp/file bs=1M count=12 2>/dev/null; "
+           "md5sum /tmp/file");
     const std::string count = Sh(*vm, "cat /tmp/count");
     Must(vm->Suspend());
     Must(vm->Resume());
@@ -109,8 +110,8 @@ TEST_CASE("A MicroVM wakes before its memory is read, and has all of it") {
       CHECK_FALSE(Sh(*vm, "md5sum /tmp/file") == sum);
       Must(vm->WaitForState(MicroVMState::kTerminated, 60s).status());
       CHECK(vm->termination_reason() == TerminationReason::kStorage);
-      CHECK_THAT(vm->state_reason(), Catch::Contains("DATA_LOSS") &&
-                                         Catch::Contains(".chunks"));
+      CHECK_THAT(vm->state_reason(),
+                 Catch::Contains("DATA_LOSS") && Catch::Contains(".chunks"));
     }
   }
   CHECK((*host)->Close({.running = AtClose::kTerminate}).ok());
