@@ -341,11 +341,10 @@ TEST_CASE("A suspend on a full disk leaves the guest running, however full") {
   REQUIRE(vm.Suspend().ok());
   REQUIRE(vm.Resume().ok());
   int refused = 0;
-  for (const uint64_t left :
-       {0, 8 << 10, 32 << 10, 64 << 10, 128 << 10, 256 << 10, 512 << 10}) {
-    CAPTURE(left);
+  for (const uint64_t left_kib : {0U, 8U, 32U, 64U, 128U, 256U, 512U}) {
+    CAPTURE(left_kib);
     REQUIRE(host.factory().WaitForSteps(kId, 20));
-    disk.Fill(left);
+    disk.Fill(left_kib << 10);
     const absl::Status slept = vm.Suspend();
     INFO(slept.ToString());
     if (!slept.ok()) {
