@@ -29,7 +29,8 @@ static_assert(static_cast<int>(Kind::kExec) == 1 &&
                   static_cast<int>(Kind::kPowerOff) == 30 &&
                   static_cast<int>(Kind::kFreeze) == 40 &&
                   static_cast<int>(Kind::kWake) == 41 &&
-                  static_cast<int>(Kind::kThaw) == 42,
+                  static_cast<int>(Kind::kThaw) == 42 &&
+                  static_cast<int>(Kind::kClock) == 43,
               "on the wire: read lib/agent/PROTOCOL.md first");
 static_assert(static_cast<int>(ExitKind::kNotStarted) == 4 &&
                   static_cast<int>(ExitKind::kMemoryLimit) == 3 &&
@@ -448,6 +449,7 @@ Encoded Encode(const WakeRequest& message) {
   Put(&out, 8, static_cast<uint64_t>(message.connections));
   Put(&out, 9, message.set_env ? 1 : 0);
   for (const std::string& variable : message.env) out.Text(10, variable);
+  Put(&out, 11, message.monotonic_ns);
   return bytes;
 }
 
@@ -459,6 +461,9 @@ bool Decode(Fields fields, WakeRequest* message) {
     switch (in.id()) {
       case 1:
         message->is_copy = in.Bool();
+        break;
+      case 11:
+        message->monotonic_ns = in.U64();
         break;
       case 2:
         message->wall_ns = in.U64();
@@ -503,6 +508,7 @@ Encoded Encode(const SleepResult& message) {
   PutText(&out, 2, message.text);
   Put(&out, 3, message.flush_ns);
   Put(&out, 4, message.freeze_ns);
+  Put(&out, 5, message.monotonic_ns);
   return bytes;
 }
 
@@ -521,6 +527,9 @@ bool Decode(Fields fields, SleepResult* message) {
         break;
       case 4:
         message->freeze_ns = in.U64();
+        break;
+      case 5:
+        message->monotonic_ns = in.U64();
         break;
     }
   }

@@ -34,6 +34,7 @@ enum class Kind : uint32_t {
   kFreeze = 40,
   kWake = 41,
   kThaw = 42,
+  kClock = 43,
 };
 
 // Channels of kExec, and of everything else.
@@ -175,8 +176,10 @@ using MacAddress = std::array<uint8_t, 6>;
 // What a guest that slept has to learn before its programs run on. Each that is
 // missing stays as it is.
 struct WakeRequest {
-  bool is_copy = false;            // Of a machine that may run on elsewhere.
-  uint64_t wall_ns = 0;            // Since 1970, UTC; 0: the clock stays.
+  bool is_copy = false;  // Of a machine that may run on elsewhere.
+  uint64_t wall_ns = 0;  // Since 1970, UTC; 0: the clock stays.
+  // What the guest's monotonic clock showed at wall_ns; 0: it is that now.
+  uint64_t monotonic_ns = 0;
   std::vector<uint8_t> entropy{};  // At most kMaxEntropyBytes; counts in full.
   std::string hostname{};
   std::optional<MachineId> machine_id{};
@@ -187,11 +190,12 @@ struct WakeRequest {
   std::vector<std::string> env{};  // "NAME=value".
 };
 
-// The answer to the three.
+// The answer to the four.
 struct SleepResult {
   int32_t error = 0;   // The guest's errno; 0: done.
   std::string text{};  // What failed, or, when done, what was left out.
   uint64_t flush_ns = 0, freeze_ns = 0;  // kFreeze: how long each took.
+  uint64_t monotonic_ns = 0;             // kClock: CLOCK_MONOTONIC.
 };
 
 using Encoded = std::vector<uint8_t>;

@@ -65,6 +65,78 @@ std::chrono::nanoseconds Duration(uint64_t ns) {
       static_cast<int64_t>(std::min<uint64_t>(ns, INT64_MAX)));
 }
 
+uint64_t Nanoseconds(std::chrono::nanoseconds time) {
+  return static_cast<uint64_t>(std::max<int64_t>(time.count(), 0));
+}
+
+// Finds out what the guest's monotonic clock shows when, which no delay on the
+// way changes afterwards, and sends the request with that.
+class WakeCall final : public std::enable_shared_from_this<WakeCall> {
+ public:
+  using Done = absl::AnyInvocable<void(absl::StatusOr<std::string>) &&>;
+  WakeCall(Client* client, WakeRequest request, CallLimits limits, Done done)
+      : client_(client),
+        request_(std::move(request)),
+        limits_(std::move(limits)),
+        done_(std::move(done)) {}
+
+  void Start() {
+    const auto sent = std::chrono::steady_clock::now();
+    const auto wall = std::chrono::system_clock::now();
+    SleepCall::Start(
+        client_, Kind::kClock, {}, limits_,
+        [self = shared_from_this(), sent, wall](const absl::Status& status,
+                                                const SleepResult& result) {
+          self->OnClock(sent, wall, status, result);
+        });
+  }
+
+ private:
+  static constexpr int kMostTries = 3;
+  static constexpr std::chrono::milliseconds kGoodEnough{2};
+
+  void OnClock(std::chrono::steady_clock::time_point sent,
+               std::chrono::system_clock::time_point wall,
+               const absl::Status& status, const SleepResult& result) {
+    if (!status.ok() || result.monotonic_ns == 0) {
+      // An agent of an older library: what is sent is late by the way there.
+      request_.monotonic_ns = 0;
+      return Send();
+    }
+    const auto took = std::chrono::steady_clock::now() - sent;
+    if (took < shortest_) {
+      shortest_ = took;
+      request_.wall_ns = Nanoseconds(wall.time_since_epoch() + took / 2);
+      request_.monotonic_ns = result.monotonic_ns;
+    }
+    if (shortest_ > kGoodEnough && ++tries_ < kMostTries) return Start();
+    Send();
+  }
+
+  void Send() {
+    if (request_.monotonic_ns == 0) {
+      request_.wall_ns =
+          Nanoseconds(std::chrono::system_clock::now().time_since_epoch());
+    }
+    SleepCall::Start(client_, Kind::kWake, Encode(request_), limits_,
+                     [self = shared_from_this()](absl::Status status,
+                                                 const SleepResult& result) {
+                       if (!status.ok()) {
+                         std::move(self->done_)(std::move(status));
+                       } else {
+                         std::move(self->done_)(Printable(result.text));
+                       }
+                     });
+  }
+
+  Client* const client_;
+  WakeRequest request_;
+  const CallLimits limits_;
+  Done done_;
+  int tries_ = 0;
+  std::chrono::nanoseconds shortest_ = std::chrono::nanoseconds::max();
+};
+
 // Without an answer nobody knows what the guest does: it is to run on. Answers
 // with an errno come from a guest that runs.
 bool MayBeFrozen(const absl::Status& status, const SleepResult& result) {
@@ -119,20 +191,9 @@ void Wake(Client* client, const WakeOptions& options, const CallLimits& limits,
   request.connections = options.connections;
   request.set_env = options.env.has_value();
   if (options.env.has_value()) request.env = *options.env;
-  // Last, since it is late from here on.
-  request.wall_ns = static_cast<uint64_t>(
-      std::chrono::duration_cast<std::chrono::nanoseconds>(
-          std::chrono::system_clock::now().time_since_epoch())
-          .count());
-  SleepCall::Start(client, Kind::kWake, Encode(request), limits,
-                   [done = std::move(done)](absl::Status status,
-                                            const SleepResult& result) mutable {
-                     if (!status.ok()) {
-                       std::move(done)(std::move(status));
-                     } else {
-                       std::move(done)(Printable(result.text));
-                     }
-                   });
+  std::make_shared<WakeCall>(client, std::move(request), limits,
+                             std::move(done))
+      ->Start();
 }
 
 void Thaw(Client* client, const CallLimits& limits,

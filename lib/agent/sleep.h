@@ -56,9 +56,11 @@ struct WakeOptions {
   std::optional<std::vector<std::string>> env{};
 };
 
-// Sets the guest's clock to this host's, which is read in here, mixes 64 bytes
-// of this host's randomness into the guest's, does what the options say, and
-// then lets the programs run on. Works on a guest that is not frozen, too.
+// Sets the guest's clock to this host's, mixes 64 bytes of this host's
+// randomness into the guest's, does what the options say, and then lets the
+// programs run on. Works on a guest that is not frozen, too.
+// The clock is off by at most half the time that the shortest of up to three
+// short requests takes, by its middle; they are sent before.
 // The text says what was left out, such as an identity that cannot be written;
 // mostly "".
 // Errors: FAILED_PRECONDITION, clock, randomness or generation could not be set

@@ -10,18 +10,26 @@
  *                        "ready", then what becomes of each; goes on when stdin
  *                        is at its end
  *   wake_probe watch     waits for a change of the generation by inotify
+ *   wake_probe draw DIR  on each of two CPUs, for ever: reads the clocks and
+ *                        draws a random number. Of the first 1,000 times after
+ *                        each change of the generation, the one it starts with
+ *                        included, the samples are left as
+ * DIR/<generation>.<cpu> wake_probe time      prints the wall clock and the
+ * monotonic one, in ns
  */
 #include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
+#include <sched.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/inotify.h>
 #include <sys/mman.h>
+#include <sys/random.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
 #include <time.h>
@@ -202,11 +210,71 @@ static void watch_generation(void) {
   }
 }
 
+/* As the test reads it. */
+struct sample {
+  int64_t before; /* CLOCK_MONOTONIC before and after the wall clock. */
+  int64_t wall;
+  int64_t after;
+  uint64_t draw;
+};
+
+static void leave_samples(const char* directory, const char* generation,
+                          unsigned cpu, const struct sample* samples,
+                          size_t size) {
+  char name[256];
+  char whole[300];
+  snprintf(name, sizeof(name), "%s/%.16s.%u", directory, generation, cpu);
+  snprintf(whole, sizeof(whole), "%s.new", name);
+  const int fd = open(whole, O_WRONLY | O_CREAT | O_TRUNC, 0644);
+  if (fd < 0 || write(fd, samples, size) != (ssize_t)size) fail(whole);
+  close(fd);
+  if (rename(whole, name) != 0) fail(name);
+}
+
+static void draw_numbers(const char* directory, unsigned cpu) {
+  enum { kSamples = 1000 };
+  static struct sample samples[kSamples];
+  cpu_set_t only;
+  CPU_ZERO(&only);
+  CPU_SET(cpu, &only);
+  if (sched_setaffinity(0, sizeof(only), &only) != 0) fail("affinity");
+  const char* const generation = map_generation();
+  char current[17] = "";
+  int count = kSamples;
+  for (;;) {
+    if (memcmp(current, generation, 16) != 0) {
+      memcpy(current, generation, 16);
+      count = 0;
+    }
+    struct sample sample;
+    sample.before = now(CLOCK_MONOTONIC);
+    sample.wall = now(CLOCK_REALTIME);
+    sample.after = now(CLOCK_MONOTONIC);
+    if (getrandom(&sample.draw, sizeof(sample.draw), 0) !=
+        sizeof(sample.draw)) {
+      fail("getrandom");
+    }
+    /* On which side of a wake the sample is nobody knows. */
+    if (memcmp(current, generation, 16) != 0 || count == kSamples) continue;
+    samples[count++] = sample;
+    if (count == kSamples) {
+      leave_samples(directory, current, cpu, samples, sizeof(samples));
+    }
+  }
+}
+
 int main(int argc, char** argv) {
   setvbuf(stdout, NULL, _IONBF, 0);
   const char* const what = argc > 1 ? argv[1] : "";
   if (strcmp(what, "clock") == 0) watch_clock();
   if (strcmp(what, "sockets") == 0) use_sockets();
   if (strcmp(what, "watch") == 0) watch_generation();
+  if (strcmp(what, "draw") == 0 && argc > 2) {
+    draw_numbers(argv[2], fork() == 0 ? 1 : 0);
+  }
+  if (strcmp(what, "time") == 0) {
+    printf("%lld ", (long long)now(CLOCK_REALTIME));
+    printf("%lld\n", (long long)now(CLOCK_MONOTONIC));
+  }
   return 0;
 }

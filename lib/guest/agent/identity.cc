@@ -50,7 +50,18 @@ std::string Hex(const agent::MachineId& id) {
 
 }  // namespace
 
-int SetWallClock(uint64_t ns_since_1970) {
+uint64_t MonotonicNow() {
+  timespec time{};
+  clock_gettime(CLOCK_MONOTONIC, &time);
+  return static_cast<uint64_t>(time.tv_sec) * 1'000'000'000 +
+         static_cast<uint64_t>(time.tv_nsec);
+}
+
+int SetWallClock(uint64_t ns_since_1970, uint64_t monotonic_ns) {
+  const uint64_t now = MonotonicNow();
+  if (monotonic_ns != 0 && monotonic_ns <= now) {
+    ns_since_1970 += now - monotonic_ns;
+  }
   timespec time{};
   time.tv_sec = static_cast<time_t>(ns_since_1970 / 1'000'000'000);
   time.tv_nsec = static_cast<long>(ns_since_1970 % 1'000'000'000);  // NOLINT

@@ -11,7 +11,11 @@ namespace catnap::guest {
 
 // What a machine that wakes has to set anew. Each returns 0 or the errno.
 
-int SetWallClock(uint64_t ns_since_1970);
+// To what it was when the monotonic clock showed `monotonic_ns`, and the time
+// since; 0: to what it is now.
+int SetWallClock(uint64_t ns_since_1970, uint64_t monotonic_ns);
+
+uint64_t MonotonicNow();
 
 // Counts in full, and all draws from now on depend on it.
 int MixEntropy(std::span<const uint8_t> entropy);

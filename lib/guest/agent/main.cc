@@ -70,6 +70,8 @@ std::unique_ptr<Task> Begin(const Guest& guest, Server* to, uint32_t stream,
       return guest.sleep->Wake(to, stream, request);
     case agent::Kind::kThaw:
       return guest.sleep->Thaw(to, stream);
+    case agent::Kind::kClock:
+      return Sleep::Clock(to, stream);
     default:
       return MakeFileTask(to, stream, kind, request);
   }

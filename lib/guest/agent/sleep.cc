@@ -295,6 +295,13 @@ std::unique_ptr<Task> Sleep::Hold(Server* server, uint32_t stream, Kind kind,
                                     std::move(resume));
 }
 
+std::unique_ptr<Task> Sleep::Clock(Server* server, uint32_t stream) {
+  SleepResult result;
+  result.monotonic_ns = MonotonicNow();
+  server->Finish(stream, Encode(result));
+  return nullptr;
+}
+
 std::unique_ptr<Task> Sleep::Thaw(Server* server, uint32_t stream) {
   Release();
   server->Finish(stream, Encode(SleepResult{}));
@@ -335,9 +342,8 @@ int Sleep::Apply(const agent::WakeRequest& request, std::string* failed,
     *left_out += ErrorText(what, error);
   };
   if (processes_->is_init()) {
-    // First, since the time that came goes on meanwhile.
     if (request.wall_ns != 0) {
-      const int error = SetWallClock(request.wall_ns);
+      const int error = SetWallClock(request.wall_ns, request.monotonic_ns);
       if (needed(error, "clock") != 0) return error;
     }
     if (!request.entropy.empty()) {

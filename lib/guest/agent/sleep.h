@@ -37,6 +37,8 @@ class Sleep final : private Loop::Watcher {
   std::unique_ptr<Task> Freeze(Server* server, uint32_t stream, Bytes request);
   std::unique_ptr<Task> Wake(Server* server, uint32_t stream, Bytes request);
   std::unique_ptr<Task> Thaw(Server* server, uint32_t stream);
+  // Says what the monotonic clock shows.
+  static std::unique_ptr<Task> Clock(Server* server, uint32_t stream);
 
   // Whether a request of this kind is to be given to Hold() now.
   bool Holds(agent::Kind kind) const;

@@ -4,6 +4,7 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "agent/client.h"
@@ -163,12 +164,22 @@ TEST_CASE("A wake brings this host's time and fresh randomness") {
   const auto before = std::chrono::system_clock::now();
   wake(options);
   wake({});
-  const auto after = std::chrono::system_clock::now();
   REQUIRE(agent.requests().size() == 2);
+  CHECK(agent.requests().at(2).kind == Kind::kClock);
+  CHECK(agent.requests().at(4).kind == Kind::kClock);
+  agent.Answer(2, Encode(SleepResult{.monotonic_ns = 77}));
+  // An older one.
+  agent.Refuse(4, ResetCode::kUnknown);
+  const auto after = std::chrono::system_clock::now();
+  REQUIRE(agent.requests().size() == 4);
   WakeRequest first;
   WakeRequest second;
-  REQUIRE(Decode(agent.requests().at(2).fields, &first));
-  REQUIRE(Decode(agent.requests().at(4).fields, &second));
+  REQUIRE(agent.requests().at(6).kind == Kind::kWake);
+  REQUIRE(agent.requests().at(8).kind == Kind::kWake);
+  REQUIRE(Decode(agent.requests().at(6).fields, &first));
+  REQUIRE(Decode(agent.requests().at(8).fields, &second));
+  CHECK(first.monotonic_ns == 77);
+  CHECK(second.monotonic_ns == 0);
   CHECK(first.is_copy);
   CHECK(first.hostname == "fork-1");
   CHECK(first.machine_id == options.machine_id);
@@ -191,8 +202,8 @@ TEST_CASE("A wake brings this host's time and fresh randomness") {
   CHECK(at(second) >= at(first));
   CHECK(at(second) <= after);
 
-  agent.Answer(2, Encode(SleepResult{.text = "machine-id: no\n"}));
-  agent.Answer(4, Encode(SleepResult{.error = 1, .text = "clock"}));
+  agent.Answer(6, Encode(SleepResult{.text = "machine-id: no\n"}));
+  agent.Answer(8, Encode(SleepResult{.error = 1, .text = "clock"}));
   REQUIRE(results.size() == 2);
   REQUIRE(results[0].ok());
   CHECK(*results[0] == "machine-id: no?");
@@ -202,7 +213,30 @@ TEST_CASE("A wake brings this host's time and fresh randomness") {
   wake(options);
   REQUIRE(results.size() == 3);
   CHECK(results[2].status().code() == absl::StatusCode::kInvalidArgument);
-  CHECK(agent.requests().size() == 2);
+  CHECK(agent.requests().size() == 4);
+}
+
+TEST_CASE("A wake that cannot be sure of the time asks for it again") {
+  ScriptedAgent agent;
+  std::optional<absl::StatusOr<std::string>> woken;
+  Wake(agent.client(), {}, std::nullopt,
+       [&woken](absl::StatusOr<std::string> left_out) {
+         woken = std::move(left_out);
+       });
+  uint64_t now = 100;
+  for (const uint32_t stream : {2U, 4U, 6U}) {
+    REQUIRE(agent.requests().at(stream).kind == Kind::kClock);
+    // The second is the one to go by.
+    std::this_thread::sleep_for(stream == 4 ? 3ms : 300ms);
+    agent.Answer(stream, Encode(SleepResult{.monotonic_ns = ++now}));
+  }
+  WakeRequest request;
+  REQUIRE(Decode(agent.requests().at(8).fields, &request));
+  CHECK(request.monotonic_ns == 102);
+  CHECK_FALSE(woken.has_value());
+  agent.client()->Close(absl::UnavailableError("gone"));
+  REQUIRE(woken.has_value());
+  CHECK(woken->status().code() == absl::StatusCode::kUnavailable);
 }
 
 TEST_CASE("Calls end when the connection does") {
