@@ -34,6 +34,7 @@
 #include "net/policy.h"
 #include "peers/network.h"
 #include "peers/qemu_guest.h"
+#include "room.h"
 #include "runtime/port_forward.h"
 #include "runtime/root_disk.h"
 
@@ -64,56 +65,6 @@ double SecondsSince(Clock::time_point start) {
 }
 
 // --- The host's files --------------------------------------------------------
-
-// Where disks and trees are; goes at the end.
-class Room {
- public:
-  Room() {
-    // No thread changes the environment here.
-    // NOLINTNEXTLINE(concurrency-mt-unsafe)
-    const bool emulated = std::getenv("CATNAP_EMULATED_HOST") != nullptr;
-    // NOLINTNEXTLINE(concurrency-mt-unsafe)
-    const char* const temporary = std::getenv("TMPDIR");
-    std::string path = emulated               ? "/scratch/ext4"
-                       : temporary != nullptr ? temporary
-                                              : "/tmp";
-    path += "/catnap-bench-XXXXXX";
-    if (::mkdtemp(path.data()) == nullptr) {
-      Check(path.c_str(), absl::InternalError("mkdtemp failed"));
-    }
-    path_ = path;
-  }
-  ~Room() {
-    std::error_code error;
-    fs::remove_all(path_, error);
-  }
-  Room(const Room&) = delete;
-  Room& operator=(const Room&) = delete;
-
-  std::string operator/(const char* name) const { return path_ / name; }
-
- private:
-  fs::path path_;
-};
-
-// The tar that the environment names, or that of examples/debian_rootfs.sh,
-// which makes it when it is not there.
-std::string FindRootfs() {
-  // No thread changes the environment here.
-  // NOLINTNEXTLINE(concurrency-mt-unsafe)
-  if (const char* named = std::getenv("CATNAP_BENCH_ROOTFS")) return named;
-  std::string path;
-  std::FILE* const made =
-      ::popen(CATNAP_SOURCE_DIR "/examples/debian_rootfs.sh", "re");
-  if (made == nullptr) Check("debian_rootfs.sh", absl::InternalError("popen"));
-  for (int c = std::fgetc(made); c != EOF && c != '\n'; c = std::fgetc(made)) {
-    path.push_back(static_cast<char>(c));
-  }
-  if (::pclose(made) != 0 || path.empty()) {
-    Check("debian_rootfs.sh", absl::InternalError("failed"));
-  }
-  return path;
-}
 
 // The file's bytes are no holes, and no two blocks are the same.
 void WriteFileOf(const std::string& path, uint64_t bytes) {

@@ -1,7 +1,7 @@
 #!/bin/bash
 # Installs the Debian packages that Catnap is built and tested with.
 #
-#   cmake/setup.sh [build|checks|kernel|emulated|rootfs|all]...  (default: all)
+#   cmake/setup.sh [build|checks|kernel|emulated|rootfs|bench|all]...  (default: all)
 #
 #   build     compiler and its cache, CMake, the dependencies of the library, of
 #             its programs and of the tests
@@ -9,6 +9,7 @@
 #   kernel    what the guest kernel is built from
 #   emulated  QEMU and what the emulated host's initramfs and disk need
 #   rootfs    what makes the root file systems of examples and benchmarks
+#   bench     what benchmarks compare with
 #
 # Does nothing, and needs no root, when all of them are there. Otherwise it
 # installs what is missing when run as root, or ends with status 1 and the
@@ -24,6 +25,7 @@ kernel=(linux-source-6.1 gcc libc6-dev make flex bison bc perl libelf-dev
 emulated=(qemu-system-x86 busybox-static binutils cpio xz-utils e2fsprogs
   xfsprogs)
 rootfs=(mmdebstrap)
+bench=(fio zstd)
 
 wanted=()
 for group in "${@:-all}"; do
@@ -33,13 +35,14 @@ for group in "${@:-all}"; do
     kernel) wanted+=("${kernel[@]}") ;;
     emulated) wanted+=("${emulated[@]}") ;;
     rootfs) wanted+=("${rootfs[@]}") ;;
+    bench) wanted+=("${bench[@]}") ;;
     all)
       wanted+=("${build[@]}" "${checks[@]}" "${kernel[@]}" "${emulated[@]}"
-        "${rootfs[@]}")
+        "${rootfs[@]}" "${bench[@]}")
       ;;
     *)
       echo "setup.sh: no group '$group';" \
-        "groups: build checks kernel emulated rootfs all" >&2
+        "groups: build checks kernel emulated rootfs bench all" >&2
       exit 2
       ;;
   esac

@@ -1,0 +1,35 @@
+#include <cstdio>
+#include <cstdlib>
+#include <string>
+#include <string_view>
+
+#include "guest.h"
+#include "harness.h"
+#include "room.h"
+#include "snapshot_guest.h"
+#include "snapshot_native.h"
+
+// What it costs to store a guest and to bring it back, in two parts: the writer
+// and the reader over the memory of a real guest, beside zstd and fio, which
+// needs no KVM; and whole guests, beside QEMU's microvm, which needs one that
+// runs Linux. README.md says what the clocks cover.
+
+namespace catnap::bench {
+namespace {
+
+constexpr int kDefaultSamples = 5;
+
+int Main(int argc, char** argv) {
+  if (argc == 3 && std::string_view(argv[1]) == "--save-guest") {
+    SaveGuest(argv[2]);
+    return 0;
+  }
+  Report report(ParseOptions(argc, argv, kDefaultSamples));
+  if (!IsEmulated()) MeasureStoredMemory(FindSavedGuest(), report);
+  return report.Finish();
+}
+
+}  // namespace
+}  // namespace catnap::bench
+
+int main(int argc, char** argv) { return catnap::bench::Main(argc, argv); }
