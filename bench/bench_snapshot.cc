@@ -8,6 +8,7 @@
 #include "room.h"
 #include "snapshot_guest.h"
 #include "snapshot_native.h"
+#include "snapshot_sleep.h"
 
 // What it costs to store a guest and to bring it back, in two parts: the writer
 // and the reader over the memory of a real guest, beside zstd and fio, which
@@ -19,13 +20,31 @@ namespace {
 
 constexpr int kDefaultSamples = 5;
 
+void MeasureGuests(Report& report) {
+  const Room room;
+  Sleeper sleeper(room / "state");
+  for (int i = 0; i < report.options().samples; ++i) {
+    sleeper.WakeElsewhere(report);
+    sleeper.SleepHere(report);
+  }
+}
+
 int Main(int argc, char** argv) {
+  if (argc == 3 && std::string_view(argv[1]) == "--wake") {
+    Sleeper::Wake(argv[2]);
+    return 0;
+  }
   if (argc == 3 && std::string_view(argv[1]) == "--save-guest") {
     SaveGuest(argv[2]);
     return 0;
   }
   Report report(ParseOptions(argc, argv, kDefaultSamples));
-  if (!IsEmulated()) MeasureStoredMemory(FindSavedGuest(), report);
+  if (!IsEmulated()) {
+    MeasureStoredMemory(FindSavedGuest(), report);
+  }
+  if (IsEmulated() || Host::Probe().kvm_runs_linux) {
+    MeasureGuests(report);
+  }
   return report.Finish();
 }
 

@@ -11,14 +11,16 @@ namespace catnap::bench {
 inline constexpr uint64_t kSleeperBytes = 512ull << 20;
 
 // What runs in the guests of this benchmark, ours and the peers': Python with
-// much of its library and Flask in memory, and a port that answers.
+// much of its library and Flask in memory, and a port that answers (or, where
+// there is no loopback, the file /tmp/ready).
 inline constexpr uint16_t kSleeperPort = 8080;
 inline constexpr const char* kSleeperProgram = R"(
 import asyncio, ctypes, decimal, email.message, hashlib, http.server, json
 import logging, multiprocessing, sqlite3, ssl, statistics, unittest
 import urllib.request, xml.dom.minidom, zipfile, flask
-http.server.HTTPServer(('127.0.0.1', 8080),
-                       http.server.BaseHTTPRequestHandler).serve_forever()
+server = http.server.HTTPServer(('', 8080), http.server.BaseHTTPRequestHandler)
+open('/tmp/ready', 'w').close()
+server.serve_forever()
 )";
 
 std::shared_ptr<Host> OpenHost(const std::string& state_dir);
