@@ -8,6 +8,7 @@
 #include "room.h"
 #include "snapshot_guest.h"
 #include "snapshot_native.h"
+#include "snapshot_peers.h"
 #include "snapshot_sleep.h"
 
 // What it costs to store a guest and to bring it back, in two parts: the writer
@@ -26,7 +27,18 @@ void MeasureGuests(Report& report) {
   for (int i = 0; i < report.options().samples; ++i) {
     sleeper.WakeElsewhere(report);
     sleeper.SleepHere(report);
+    MeasureQemu(sleeper.root_disk(), report);
   }
+  const auto ratio = [&report](const char* name, const char* of,
+                               const char* to) {
+    report.Add(name, "ratio", report.Median(of) / report.Median(to));
+  };
+  ratio("resume/qemu_to_cold_first_exec", "resume/first_exec/qemu",
+        "resume/cold_first_exec");
+  ratio("live/qemu_stop_save_to_pause", "live/pause/qemu_stop_save",
+        "live/pause");
+  ratio("live/pause_to_qemu_background", "live/pause",
+        "live/pause/qemu_background");
 }
 
 int Main(int argc, char** argv) {

@@ -137,13 +137,18 @@ std::vector<std::string> Arguments(const QemuGuest::Options& options) {
                        options.network_socket);
     add("-device", "virtio-net-device,netdev=net,mac=02:63:61:74:6e:02");
   }
+  if (!options.control_socket.empty()) {
+    add("-qmp", "unix:" + options.control_socket + ",server=on,wait=off");
+  }
+  if (options.incoming) add("-incoming", "defer");
   return words;
 }
 
 }  // namespace
 
 QemuGuest::QemuGuest(const Options& options) {
-  MakeInitramfs(options.initramfs);
+  // What comes in was started with the same one.
+  if (!options.incoming) MakeInitramfs(options.initramfs);
   std::array<int, 2> in{};
   std::array<int, 2> out{};
   if (::pipe2(in.data(), O_CLOEXEC) != 0 ||
@@ -167,7 +172,7 @@ QemuGuest::QemuGuest(const Options& options) {
   ::close(in[0]);
   ::close(out[1]);
   if (error != 0) Check("start QEMU", ErrnoError(error, "posix_spawn"));
-  ReadTo(kReady);
+  if (!options.incoming) ReadTo(kReady);
 }
 
 QemuGuest::~QemuGuest() {
@@ -195,7 +200,11 @@ std::string QemuGuest::ReadTo(const std::string& mark) {
     }
     for (const char c :
          std::string_view(buffer.data(), static_cast<size_t>(got))) {
-      if (c != '\r') console_.push_back(c);
+      if (on_tick_ != nullptr && c == tick_) {
+        on_tick_();
+      } else if (c != '\r') {
+        console_.push_back(c);
+      }
     }
   }
 }
@@ -208,12 +217,24 @@ std::string QemuGuest::DiskOf(const std::string& serial) {
   return text.substr(start, 3);
 }
 
-std::string QemuGuest::Shell(const std::string& commands) {
-  const std::string line = "{ " + commands + "\n}; " + kMarkCommand;
-  if (::write(to_.get(), line.data(), line.size()) !=
-      static_cast<ssize_t>(line.size())) {
-    Check("QEMU", absl::UnavailableError("cannot write:\n" + console_));
+void QemuGuest::Type(const std::string& text) {
+  if (::write(to_.get(), text.data(), text.size()) !=
+      static_cast<ssize_t>(text.size())) {
+    Check("QEMU", absl::UnavailableError("cannot write: " + text));
   }
+}
+
+std::string QemuGuest::Listen(const std::string& commands, char tick,
+                              const std::function<void()>& on_tick) {
+  tick_ = tick;
+  on_tick_ = on_tick;
+  std::string text = Shell(commands);
+  on_tick_ = nullptr;
+  return text;
+}
+
+std::string QemuGuest::Shell(const std::string& commands) {
+  Type("{ " + commands + "\n}; " + kMarkCommand);
   std::string text = ReadTo(kMark);
   const size_t at = text.find(kMark);
   const std::string status = text.substr(at + sizeof(kMark));
