@@ -21,11 +21,13 @@ constexpr unsigned kMaxBuffers = 16;
 }  // namespace
 
 ChunkWriter::ChunkWriter(std::string name, base::UniqueFd file,
-                         std::unique_ptr<io::TransferQueue> queue)
+                         std::unique_ptr<io::TransferQueue> queue,
+                         bool write_back)
     : name_(std::move(name)),
       file_(std::move(file)),
       queue_(std::move(queue)),
-      lengths_(queue_->buffers()) {
+      write_back_(write_back),
+      transfers_(queue_->buffers()) {
   for (unsigned i = 1; i < queue_->buffers(); ++i) free_.push_back(i);
 }
 
@@ -42,8 +44,8 @@ absl::StatusOr<std::unique_ptr<ChunkWriter>> ChunkWriter::Create(
   queue_options.register_buffers = queue_options.buffers > 2;
   queue_options.plain = options.plain_io;
   CATNAP_ASSIGN_OR_RETURN(auto queue, io::TransferQueue::Create(queue_options));
-  std::unique_ptr<ChunkWriter> writer(
-      new ChunkWriter(name, std::move(file), std::move(queue)));
+  std::unique_ptr<ChunkWriter> writer(new ChunkWriter(
+      name, std::move(file), std::move(queue), options.write_back));
   std::array<uint8_t, kChunkHeaderBytes> header{};
   EncodeChunkHeader(id, header);
   CATNAP_RETURN_IF_ERROR(writer->Append(header));
@@ -69,7 +71,7 @@ absl::Status ChunkWriter::Append(std::span<const uint8_t> bytes) {
 
 absl::Status ChunkWriter::Flush() {
   if (filled_ == 0) return absl::OkStatus();
-  lengths_[current_] = filled_;
+  transfers_[current_] = {.offset = offset_ - filled_, .length = filled_};
   queue_->StartWrite(file_.get(), current_, filled_, offset_ - filled_);
   filled_ = 0;
   return absl::OkStatus();
@@ -80,9 +82,16 @@ absl::Status ChunkWriter::Reap() {
   if (!finished.result.ok()) {
     return AddContext(finished.result.status(), name_);
   }
-  if (*finished.result != lengths_[finished.buffer]) {
+  const Transfer& transfer = transfers_[finished.buffer];
+  if (*finished.result != transfer.length) {
     return Error(absl::StatusCode::kInternal, "{}: wrote {} of {} bytes", name_,
-                 *finished.result, lengths_[finished.buffer]);
+                 *finished.result, transfer.length);
+  }
+  if (write_back_) {
+    // A hint: what goes wrong with it, fsync() reports.
+    ::sync_file_range(file_.get(), static_cast<off64_t>(transfer.offset),
+                      static_cast<off64_t>(transfer.length),
+                      SYNC_FILE_RANGE_WRITE);
   }
   free_.push_back(finished.buffer);
   return absl::OkStatus();

@@ -19,6 +19,9 @@ namespace catnap::snapshot {
 struct ChunkWriterOptions {
   size_t buffer_memory_bytes = size_t{4} << 20;
   bool plain_io = false;
+  // What is written starts on its way to stable storage at once, so that
+  // Finish() finds little to wait for.
+  bool write_back = false;
 };
 
 // Writes one chunk file from its start to its end, several buffers at a time.
@@ -42,7 +45,7 @@ class ChunkWriter {
 
  private:
   ChunkWriter(std::string name, base::UniqueFd file,
-              std::unique_ptr<io::TransferQueue> queue);
+              std::unique_ptr<io::TransferQueue> queue, bool write_back);
   absl::Status Flush();
   // Takes one transfer that ended.
   absl::Status Reap();
@@ -50,8 +53,13 @@ class ChunkWriter {
   const std::string name_;
   const base::UniqueFd file_;
   const std::unique_ptr<io::TransferQueue> queue_;
+  const bool write_back_;
   std::vector<unsigned> free_;
-  std::vector<size_t> lengths_;  // Of what is in flight, by buffer.
+  struct Transfer {
+    uint64_t offset = 0;
+    size_t length = 0;
+  };
+  std::vector<Transfer> transfers_;  // What is in flight, by buffer.
   unsigned current_ = 0;
   size_t filled_ = 0;
   uint64_t offset_ = 0;

@@ -135,6 +135,14 @@ struct FrameJob {
   bool done = false;  // Guarded by FramePipeline::mutex_.
 };
 
+// A frame's pages may stand anywhere in memory; often they stand together.
+bool FollowEachOther(const std::vector<uint32_t>& pages) {
+  for (size_t i = 1; i < pages.size(); ++i) {
+    if (pages[i] != pages[0] + i) return false;
+  }
+  return true;
+}
+
 // Compresses frames on the pool and writes them in the order they came.
 class FramePipeline {
  public:
@@ -235,11 +243,18 @@ void FramePipeline::Compress(FrameJob* job, WorkerTools& tools) {
     job->status = compressor.status();
     return;
   }
-  // A frame's pages may stand anywhere in memory.
-  const std::span<uint8_t> gathered = tools.Scratch(job->pages.size() * kPage);
-  for (size_t i = 0; i < job->pages.size(); ++i) {
-    std::memcpy(gathered.data() + i * kPage,
-                content_.memory.data() + job->pages[i] * kPage, kPage);
+  const size_t bytes = job->pages.size() * kPage;
+  std::span<const uint8_t> gathered =
+      content_.memory.subspan(job->pages.front() * kPage);
+  if (FollowEachOther(job->pages)) {
+    gathered = gathered.first(bytes);
+  } else {
+    const std::span<uint8_t> copy = tools.Scratch(bytes);
+    for (size_t i = 0; i < job->pages.size(); ++i) {
+      std::memcpy(copy.data() + i * kPage,
+                  content_.memory.data() + job->pages[i] * kPage, kPage);
+    }
+    gathered = copy;
   }
   const auto size = (*compressor)->Compress(gathered, job->compressed);
   job->status = size.status();
@@ -261,7 +276,8 @@ absl::Status FramePipeline::WriteOldest() {
     CATNAP_ASSIGN_OR_RETURN(
         writer_, ChunkWriter::Create(directory_, added_.file.name, id_,
                                      {.buffer_memory_bytes = buffer_memory_,
-                                      .plain_io = options_.plain_io}));
+                                      .plain_io = options_.plain_io,
+                                      .write_back = options_.durable}));
   }
   added_.frames.push_back({.bytes = static_cast<uint32_t>(job->size),
                            .offset = writer_->offset(),
