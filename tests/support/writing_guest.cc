@@ -22,6 +22,7 @@
 #include "runtime/image_store.h"
 #include "runtime/machine_guest.h"
 #include "runtime/stored_disk.h"
+#include "support/resting_code.h"
 #include "support/temporary_directory.h"
 #include "support/tiny_guest.h"
 #include "virtio/mmio_transport.h"
@@ -44,6 +45,7 @@ constexpr uint32_t kAvailable = 0x21'1000;
 constexpr uint32_t kUsed = 0x21'2000;
 constexpr uint32_t kHeader = 0x21'3000;
 constexpr uint32_t kStatus = 0x21'3100;
+constexpr uint32_t kTables = 0x21'4000;
 constexpr uint32_t kData = 0x40'0000;
 
 constexpr uint32_t kPages = 1024;
@@ -59,8 +61,10 @@ uint64_t RegisterOf(MmioRegister which) {
 }
 
 // Its first instruction is at `*entry`.
-Assembler WriterCode(uint64_t* entry) {
+Assembler WriterCode(bool rests, uint64_t* entry) {
   Assembler code;
+  const uint64_t handler = code.here();
+  if (rests) AppendInterruptHandler(&code, kDone);
   const auto put = [&code](uint64_t address, uint32_t value) {
     code.MovRdi(address).MovEax(value).Store32();
   };
@@ -82,6 +86,10 @@ Assembler WriterCode(uint64_t* entry) {
   reg(MmioRegister::kQueueDeviceLow, kUsed);
   reg(MmioRegister::kQueueReady, 1);
   reg(MmioRegister::kStatus, 15);
+  if (rests) {
+    AppendRest(&code, handler, kDone, kTables);
+    return code;
+  }
   // A write: header, page, status. Each step fills in the rest.
   put(kHeader, 1);
   put(kDescriptors, kHeader);
@@ -215,11 +223,11 @@ absl::Status CheckUntouched(const memory::GuestMemory& memory) {
 
 // The memory of a guest before its first instruction.
 absl::StatusOr<std::shared_ptr<const memory::MemoryImage>> FirstMemory(
-    arch::InitialState* state) {
+    const WriterOptions& options, arch::InitialState* state) {
   uint64_t entry = 0;
-  const Assembler code = WriterCode(&entry);
+  const Assembler code = WriterCode(options.rests, &entry);
   CATNAP_ASSIGN_OR_RETURN(const TinyGuest tiny,
-                          MakeTinyGuest(code, kWriterMemory));
+                          MakeTinyGuest(code, options.memory_bytes));
   *state = tiny.state;
   state->rip = entry;
   CATNAP_ASSIGN_OR_RETURN(std::shared_ptr<memory::MemoryFile> file,
@@ -240,10 +248,11 @@ absl::Status MakeBaseDisk(const std::string& path) {
 }
 
 // A guest of the image, which has not run, stored in `directory`.
-absl::Status StoreFirstGuest(const runtime::ImageRecord& image,
+absl::Status StoreFirstGuest(const WriterOptions& guest,
+                             const runtime::ImageRecord& image,
                              const std::string& directory) {
   arch::InitialState state;
-  CATNAP_ASSIGN_OR_RETURN(auto memory, FirstMemory(&state));
+  CATNAP_ASSIGN_OR_RETURN(auto memory, FirstMemory(guest, &state));
   CATNAP_ASSIGN_OR_RETURN(const auto loop, io::EventLoop::Create({}));
   CATNAP_ASSIGN_OR_RETURN(const auto workers,
                           snapshot::WorkerPool::Create(/*threads=*/1));
@@ -283,13 +292,14 @@ absl::Status StoreFirstGuest(const runtime::ImageRecord& image,
 
 }  // namespace
 
-absl::Status MakeWriterImage(const std::filesystem::path& image_dir) {
+absl::Status MakeWriterImage(const std::filesystem::path& image_dir,
+                             const WriterOptions& options) {
   CATNAP_ASSIGN_OR_RETURN(const auto store,
                           runtime::ImageStore::Open(image_dir, base::Logger()));
   CATNAP_ASSIGN_OR_RETURN(auto draft, store->NewDraft());
   runtime::ImageRecord record;
   record.name = kWriterImage;
-  record.memory_bytes = kWriterMemory;
+  record.memory_bytes = options.memory_bytes;
   record.vcpus = 1;
   record.disk_bytes = kDiskBytes;
   record.workdir = "/";
@@ -300,7 +310,7 @@ absl::Status MakeWriterImage(const std::filesystem::path& image_dir) {
       MakeBaseDisk((record.directory / runtime::kRootDiskName).string()));
   const auto guest = record.directory / runtime::kImageGuestName;
   std::filesystem::create_directory(guest);
-  CATNAP_RETURN_IF_ERROR(StoreFirstGuest(record, guest.string()));
+  CATNAP_RETURN_IF_ERROR(StoreFirstGuest(options, record, guest.string()));
   return store->Publish(std::move(draft), std::move(record)).status();
 }
 
@@ -543,8 +553,10 @@ class WriterFactory::WriterGuest final : public runtime::Guest {
   uint64_t captures_ ABSL_GUARDED_BY(change_mutex_) = 0;
 };
 
-WriterFactory::WriterFactory(base::Clock* clock, Hooks hooks)
+WriterFactory::WriterFactory(base::Clock* clock, Hooks hooks,
+                             vmm::ShellPool::Options pool)
     : shared_(std::make_shared<Shared>()),
+      pool_(pool),
       real_({.kernel = {}, .clock = clock}) {
   shared_->hooks = std::move(hooks);
   shared_->clock = clock;
@@ -560,11 +572,8 @@ absl::StatusOr<runtime::MachineMeans> WriterFactory::Means() {
   const base::MutexLock lock(&shared_->mutex);
   if (shared_->shells == nullptr) {
     CATNAP_ASSIGN_OR_RETURN(auto system, kvm::System::Open());
-    CATNAP_ASSIGN_OR_RETURN(
-        shared_->shells,
-        // As many as one guest at a time has use for, so that what a test
-        // counts does not follow its pace.
-        vmm::ShellPool::Create(std::move(system), {.max_waiting = 2}));
+    CATNAP_ASSIGN_OR_RETURN(shared_->shells,
+                            vmm::ShellPool::Create(std::move(system), pool_));
     CATNAP_ASSIGN_OR_RETURN(shared_->workers,
                             snapshot::WorkerPool::Create(/*threads=*/0));
   }
@@ -625,6 +634,15 @@ absl::Status WriterFactory::Verify(const runtime::ImageRecord& image,
                                    const std::filesystem::path& directory,
                                    const agent::CallLimits& limits) {
   return real_.Verify(image, directory, limits);
+}
+
+absl::Status WriterFactory::Prewarm(const runtime::ImageRecord& image,
+                                    int count) {
+  CATNAP_ASSIGN_OR_RETURN(const runtime::MachineMeans means, Means());
+  CATNAP_RETURN_IF_ERROR(TemplateOf(image).status());
+  return means.shells->Prewarm(
+      runtime::RunningMachine::ShellOf(image, means, /*disks=*/1),
+      static_cast<uint64_t>(count));
 }
 
 std::shared_ptr<runtime::RunningMachine> WriterFactory::machine(

@@ -37,9 +37,18 @@ struct WriterProgress {
 inline constexpr uint64_t kWriterMemory = uint64_t{64} << 20;
 inline constexpr char kWriterImage[] = "writer";
 
+struct WriterOptions {
+  uint64_t memory_bytes = kWriterMemory;
+  // It has no work of its own: after a first step, in which it sets itself up,
+  // it halts, and each interrupt of its disk is another one, in which it only
+  // counts. A machine that goes on is interrupted once.
+  bool rests = false;
+};
+
 // Adds an image of such guests, each before its first step, to a Host's
 // directory of images. Joins all threads that it starts.
-absl::Status MakeWriterImage(const std::filesystem::path& image_dir);
+absl::Status MakeWriterImage(const std::filesystem::path& image_dir,
+                             const WriterOptions& options = {});
 
 // How far the guest in this memory is.
 absl::StatusOr<WriterProgress> ProgressOf(const memory::GuestMemory& memory);
@@ -65,7 +74,10 @@ class WriterFactory final : public runtime::GuestFactory {
     Look on_standing{};  // In Suspend(), before it is stored.
   };
 
-  WriterFactory(base::Clock* clock, Hooks hooks);
+  // By itself as many shells as one guest at a time has use for, so that what
+  // a test counts does not follow its pace.
+  WriterFactory(base::Clock* clock, Hooks hooks,
+                vmm::ShellPool::Options pool = {.max_waiting = 2});
   ~WriterFactory() override;
 
   absl::StatusOr<std::unique_ptr<runtime::Guest>> Start(
@@ -73,6 +85,7 @@ class WriterFactory final : public runtime::GuestFactory {
   absl::Status Verify(const runtime::ImageRecord& image,
                       const std::filesystem::path& directory,
                       const agent::CallLimits& limits) override;
+  absl::Status Prewarm(const runtime::ImageRecord& image, int count) override;
 
   // The machine of a MicroVM that is awake, else null.
   std::shared_ptr<runtime::RunningMachine> machine(const std::string& id);
@@ -92,6 +105,7 @@ class WriterFactory final : public runtime::GuestFactory {
   absl::StatusOr<runtime::MachineMeans> Means();
 
   const std::shared_ptr<Shared> shared_;
+  const vmm::ShellPool::Options pool_;
   runtime::MachineFactory real_;
   base::Mutex mutex_;
   std::shared_ptr<const vmm::GuestTemplate> image_ ABSL_GUARDED_BY(mutex_);
