@@ -78,11 +78,13 @@ bool IsLeftOut(const Case& one, const std::string& filter) {
                      });
 }
 
+// What was destroyed before goes on in the kernel for a while.
+void Settle() { std::this_thread::sleep_for(std::chrono::milliseconds(200)); }
+
 // A Host of its own, so that nothing waits in its pool that was not asked for.
 class Bench {
  public:
-  Bench(const std::filesystem::path& images, const Case& one)
-      : one_(one), state_() {
+  Bench(const std::filesystem::path& images, const Case& one) : one_(one) {
     catnap::HostOptions options;
     options.state_dir = state_.path();
     options.image_dir = images;
@@ -104,13 +106,16 @@ class Bench {
     if (one.pool) Check("prewarm", host_->Prewarm(*image, one.forks));
     factory_->WaitIdle();
   }
-  ~Bench() { Check("close", host_->Close({.running = catnap::AtClose::kTerminate})); }
+  ~Bench() {
+    Check("close", host_->Close({.running = catnap::AtClose::kTerminate}));
+  }
   Bench(const Bench&) = delete;
   Bench& operator=(const Bench&) = delete;
 
   void Measure(Report& report) {
     const std::string name = one_.name;
     WriteOwn();
+    Settle();
     const uint32_t before = StepsOf("parent");
     const auto begin = Clock::now();
     const auto forks = parent_.Fork(one_.forks);
@@ -161,6 +166,7 @@ struct Floor {
 };
 
 Floor MeasureFloor(const catnap::test::TinyGuest& guest) {
+  Settle();
   const floor_config config{.memory_bytes = kMemoryBytes,
                             .template_fd = guest.memfd.get(),
                             .entry = guest.state.rip,

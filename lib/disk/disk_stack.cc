@@ -57,7 +57,8 @@ absl::Status DiskStack::OpenChain(const LayerChain& chain) {
   if (!top.has_value()) {
     const uint64_t below = parent == nullptr ? 0 : parent->capacity();
     const uint64_t capacity = std::max(below, options_.capacity);
-    CATNAP_ASSIGN_OR_RETURN(top, MakeTop(next_number_++, parent, capacity));
+    CATNAP_ASSIGN_OR_RETURN(
+        top, MakeTop(next_number_++, parent, capacity, options_.durable));
   }
   const base::MutexLock lock(&mutex_);
   frozen_ = std::move(frozen);
@@ -89,7 +90,8 @@ CowLayerOptions DiskStack::TopOptions() const {
 }
 
 absl::StatusOr<DiskStack::TopLayer> DiskStack::MakeTop(
-    uint64_t number, std::shared_ptr<BlockIo> parent, uint64_t capacity) const {
+    uint64_t number, std::shared_ptr<BlockIo> parent, uint64_t capacity,
+    Durable durable) const {
   TopLayer top;
   top.file.path = LayerPath(options_.directory, number);
   top.file.number = number;
@@ -105,7 +107,8 @@ absl::StatusOr<DiskStack::TopLayer> DiskStack::MakeTop(
                          std::make_shared<const base::UniqueFd>(std::move(fd)),
                          options_.loop),
                      capacity, std::move(parent), TopOptions()));
-  CATNAP_RETURN_IF_ERROR(file->Commit());
+  CATNAP_RETURN_IF_ERROR(durable == Durable::kNow ? file->Commit()
+                                                  : file->CommitLater());
   top.file.header = top.layer->header();
   return top;
 }
@@ -246,11 +249,26 @@ absl::Status DiskStack::EnsureSpare() {
   spare_.reset();
   // The layer is frozen before anyone reads by way of the seat.
   auto seat = std::make_shared<LayerSeat>(layer);
-  CATNAP_ASSIGN_OR_RETURN(spare_, MakeTop(next_number_, seat, capacity));
+  CATNAP_ASSIGN_OR_RETURN(spare_,
+                          MakeTop(next_number_, seat, capacity, Durable::kNow));
   ++next_number_;
   const base::MutexLock lock(&mutex_);
   top_.seat = std::move(seat);
   return absl::OkStatus();
+}
+
+absl::Status DiskStack::Sync() {
+  // A freeze makes another file the top; its own steps are durable.
+  const base::MutexLock freeze(&freeze_mutex_);
+  std::string path;
+  {
+    const base::MutexLock lock(&mutex_);
+    path = top_.file.path;
+  }
+  CATNAP_ASSIGN_OR_RETURN(const base::UniqueFd file,
+                          io::OpenFile(path, O_RDONLY | O_NOFOLLOW));
+  CATNAP_RETURN_IF_ERROR(io::FsyncFile(file.get()));
+  return io::FsyncDirectory(options_.directory);
 }
 
 absl::Status DiskStack::PrepareFreeze() {
@@ -295,9 +313,17 @@ std::vector<ChainLayer> DiskStack::frozen_layers() const {
   return layers;
 }
 
-absl::Status DiskStack::LinkInto(const std::string& directory, CopyMode mode) {
+absl::StatusOr<std::vector<ChainLayer>> DiskStack::LinkInto(
+    const std::string& directory, CopyMode mode, Durable durable) {
   const base::MutexLock files(&files_mutex_);
-  return LinkChain(frozen_layers(), directory, mode);
+  std::vector<ChainLayer> layers = frozen_layers();
+  CATNAP_RETURN_IF_ERROR(LinkChain(layers, directory, mode, durable));
+  uint64_t number = 0;
+  for (ChainLayer& layer : layers) {
+    layer.number = number++;
+    layer.path = LayerPath(directory, layer.number);
+  }
+  return layers;
 }
 
 uint64_t DiskStack::allocated_bytes() const {

@@ -39,6 +39,9 @@ struct DiskStackOptions {
   // Frozen layers are merged in the background until there are at most so many,
   // at least 1. 0: never.
   size_t max_frozen = 8;
+  // kLater: of a new disk, whose layers, those that Open() finds and the one
+  // that it makes, the caller makes durable by Sync().
+  Durable durable = Durable::kNow;
 };
 
 // The disk of one virtual machine, which stays while what it consists of
@@ -92,6 +95,11 @@ class DiskStack final : public BlockIo {
   void Resize(uint64_t new_capacity, BlockCompletion done) override;
   void Drain(DrainCompletion done) override;
 
+  // Makes durable what is in the directory, which kLater left open; a crash
+  // before may take all of the disk. So does a Freeze(). Blocks.
+  // Errors: what the file system says.
+  absl::Status Sync();
+
   // Does ahead of Freeze() what can be done while the guest runs: makes durable
   // what was written so far, and the file of the next top. Blocks.
   // Errors: RESOURCE_EXHAUSTED, the disk is full; DATA_LOSS, it failed.
@@ -109,10 +117,13 @@ class DiskStack final : public BlockIo {
   // LinkInto() is what keeps them.
   std::vector<ChainLayer> frozen_layers() const;
   // Links the frozen layers into a directory without layers, for ReadChain() or
-  // LinkChain() to find there; durable afterwards. They are the disk as it was
-  // at the last Freeze(). Blocks; a merge waits meanwhile.
+  // LinkChain() to find there; durable afterwards with kNow. They are the disk
+  // as it was at the last Freeze(). Returns what is there now, the lowest
+  // first. Blocks; a merge waits meanwhile.
   // Errors: as LinkChain().
-  absl::Status LinkInto(const std::string& directory, CopyMode mode);
+  absl::StatusOr<std::vector<ChainLayer>> LinkInto(
+      const std::string& directory, CopyMode mode,
+      Durable durable = Durable::kNow);
 
   // What the disk's own layers cost on the host's disk at most.
   uint64_t allocated_bytes() const;
@@ -149,10 +160,10 @@ class DiskStack final : public BlockIo {
 
   absl::Status OpenChain(const LayerChain& chain);
   CowLayerOptions TopOptions() const;
-  // An empty layer on `parent`, durable with its name.
+  // An empty layer on `parent`; kNow: durable with its name.
   absl::StatusOr<TopLayer> MakeTop(uint64_t number,
                                    std::shared_ptr<BlockIo> parent,
-                                   uint64_t capacity) const;
+                                   uint64_t capacity, Durable durable) const;
   // A next top that fits the present one.
   absl::Status EnsureSpare() ABSL_EXCLUSIVE_LOCKS_REQUIRED(freeze_mutex_);
   std::shared_ptr<CowLayer> top() const;

@@ -176,7 +176,8 @@ absl::StatusOr<LayerChain> ReadChain(const std::string& directory,
 }
 
 absl::Status LinkChain(const std::vector<ChainLayer>& layers,
-                       const std::string& directory, CopyMode mode) {
+                       const std::string& directory, CopyMode mode,
+                       Durable durable) {
   uint64_t number = 0;
   absl::Status status;
   for (const ChainLayer& layer : layers) {
@@ -189,7 +190,9 @@ absl::Status LinkChain(const std::vector<ChainLayer>& layers,
     if (!status.ok()) break;
     ++number;
   }
-  if (status.ok()) status = io::FsyncDirectory(directory);
+  if (status.ok() && durable == Durable::kNow) {
+    status = io::FsyncDirectory(directory);
+  }
   if (status.ok()) return status;
   for (uint64_t made = 0; made < number; ++made) {
     ::unlink(LayerPath(directory, made).c_str());

@@ -46,12 +46,17 @@ std::string LayerPath(const std::string& directory, uint64_t number);
 absl::StatusOr<LayerChain> ReadChain(const std::string& directory,
                                      const BlockIo* base);
 
+// Whether what a call makes is durable when it returns, or only once the caller
+// has seen to that.
+enum class Durable { kNow, kLater };
+
 // Brings frozen layers, the lowest first, into a directory without layers,
-// which is durable with their names afterwards. After an error what was
-// brought is removed. Blocks.
+// which with kNow is durable with their names afterwards. After an error what
+// was brought is removed. Blocks.
 // Errors: FAILED_PRECONDITION, one is not frozen; as CloneFile().
 absl::Status LinkChain(const std::vector<ChainLayer>& layers,
-                       const std::string& directory, CopyMode mode);
+                       const std::string& directory, CopyMode mode,
+                       Durable durable = Durable::kNow);
 
 // Removes all layers and temporary files from a directory. Blocks.
 absl::Status RemoveChain(const std::string& directory);

@@ -248,21 +248,36 @@ absl::Status AtomicFile::Append(const void* data, size_t length) {
   return absl::OkStatus();
 }
 
-absl::Status AtomicFile::Commit() {
+absl::Status AtomicFile::BeginCommit() {
   // Once only: after a failed fsync the next one may say OK although pages were
   // dropped, so the caller has to write the file again.
   if (std::exchange(commit_tried_, true)) {
     return Error(absl::StatusCode::kFailedPrecondition,
                  "Commit() of {} was called before", path_);
   }
-  if (Retry([this] { return ::fsync(file_.get()); }) != 0) {
-    return ErrnoError(errno, "fsync {}", path_);
-  }
+  return absl::OkStatus();
+}
+
+absl::Status AtomicFile::Rename() {
   if (::renameat(directory_.get(), temporary_name_.c_str(), directory_.get(),
                  name_.c_str()) != 0) {
     return ErrnoError(errno, "rename to {}", path_);
   }
   temporary_name_.clear();
+  return absl::OkStatus();
+}
+
+absl::Status AtomicFile::CommitLater() {
+  CATNAP_RETURN_IF_ERROR(BeginCommit());
+  return Rename();
+}
+
+absl::Status AtomicFile::Commit() {
+  CATNAP_RETURN_IF_ERROR(BeginCommit());
+  if (Retry([this] { return ::fsync(file_.get()); }) != 0) {
+    return ErrnoError(errno, "fsync {}", path_);
+  }
+  CATNAP_RETURN_IF_ERROR(Rename());
   if (Retry([this] { return ::fsync(directory_.get()); }) != 0) {
     return ErrnoError(errno, "fsync the directory of {}", path_);
   }

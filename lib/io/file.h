@@ -88,11 +88,18 @@ class AtomicFile {
   // Errors: FAILED_PRECONDITION, called before.
   absl::Status Commit();
 
+  // Only the rename: whole for whoever looks, but not durable until somebody
+  // makes the file and its directory so. At most one of the two, once.
+  // Errors: as Commit().
+  absl::Status CommitLater();
+
   // Whether `name` (without folders) is one that this class gives to files that
   // are not committed yet.
   static bool IsTemporaryName(std::string_view name);
 
  private:
+  absl::Status BeginCommit();
+  absl::Status Rename();
   AtomicFile(std::string path, std::string name, std::string temporary_name,
              base::UniqueFd directory, base::UniqueFd file)
       : path_(std::move(path)),

@@ -52,6 +52,11 @@ absl::StatusOr<std::unique_ptr<GuestMemory>> GuestMemory::Reserve(
   const uint64_t size = regions.back().offset + regions.back().size;
   CATNAP_ASSIGN_OR_RETURN(base::Mapping mapping,
                           base::Mapping::Reserve(size, kHugePageSize));
+  // Already now what it will be where the guest has zeros. Before there are
+  // slots over it this costs nothing.
+  if (::mprotect(mapping.data(), size, PROT_READ | PROT_WRITE) != 0) {
+    return ErrnoError(errno, "reserve {} bytes of guest memory", size);
+  }
   // new: the constructor is private.
   return std::unique_ptr<GuestMemory>(
       new GuestMemory(std::move(regions), std::move(mapping)));
@@ -117,6 +122,9 @@ absl::Status GuestMemory::MapImage(std::shared_ptr<const MemoryImage> image,
   attachments_.clear();  // Of what is mapped over now.
   for (const Extent& extent : image->extents()) {
     const MemoryFile* file = image->FileOf(extent);
+    // Zeros are what was reserved: a mapping in its place would have KVM look
+    // through all that it has of that memory.
+    if (file == nullptr && !mapped_) continue;
     CATNAP_RETURN_IF_ERROR(
         Map(extent.offset, extent.length, file == nullptr ? -1 : file->fd()));
   }

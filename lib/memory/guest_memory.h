@@ -40,8 +40,9 @@ class GuestMemory {
  public:
   // Reserves address space for `regions`, which must be sorted, disjoint,
   // page-aligned, not empty and packed (each offset is the sum of the sizes
-  // before it). Costs no memory.
-  // Errors: INVALID_ARGUMENT (regions), RESOURCE_EXHAUSTED (address space).
+  // before it). Costs no memory, but counts where the kernel does not
+  // overcommit (vm.overcommit_memory 2). Errors: INVALID_ARGUMENT (regions),
+  // RESOURCE_EXHAUSTED (address space).
   static absl::StatusOr<std::unique_ptr<GuestMemory>> Reserve(
       std::vector<Region> regions);
 
@@ -49,12 +50,11 @@ class GuestMemory {
   absl::Status MapAnonymous();
 
   // Puts a private copy-on-write view of `image` over the whole range, with one
-  // mapping for each extent. After an error some of it may be mapped: the
-  // range is of no use any more. Files of the image that are being filled bring
-  // what is touched; `on_lost` learns that they cannot, and must not let go of
-  // this.
-  // Errors: INVALID_ARGUMENT (another size), RESOURCE_EXHAUSTED (mappings); why
-  // a file of the image was lost.
+  // mapping for each extent of a file. After an error some of it may be mapped:
+  // the range is of no use any more. Files of the image that are being filled
+  // bring what is touched; `on_lost` learns that they cannot, and must not let
+  // go of this. Errors: INVALID_ARGUMENT (another size), RESOURCE_EXHAUSTED
+  // (mappings); why a file of the image was lost.
   absl::Status MapImage(std::shared_ptr<const MemoryImage> image,
                         const Pager::OnLost& on_lost = nullptr);
 

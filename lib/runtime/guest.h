@@ -95,6 +95,9 @@ struct GuestConfig {
   // Called at most once, on any thread, when the guest ended by itself. Must
   // not block, nor call the guest.
   std::function<void(GuestEnd)> on_end;
+  // The files of a new guest, which nobody knows yet, need not be durable
+  // before Guest::Sync().
+  bool sync_later = false;
   // Called once, within Start(), when a guest could be booted from `directory`
   // as it is, and before this one runs. An error ends the start. May be null.
   std::function<absl::Status()> on_prepared{};
@@ -128,6 +131,9 @@ class Guest {
   virtual std::string WaitsFor() const = 0;
   // Frames that left by its network since it was started; for idle detection.
   virtual uint64_t OutboundFrames() const { return 0; }
+  // Makes durable what GuestConfig::sync_later left open. Blocks.
+  // Errors: what the file system says.
+  virtual absl::Status Sync() { return absl::OkStatus(); }
   // Also while it is suspended: for when it runs again.
   // Errors: INVALID_ARGUMENT, a rule.
   virtual absl::Status SetEgress(const NetworkPolicy& policy) = 0;

@@ -323,6 +323,7 @@ absl::StatusOr<MicroVM> HostCore::Launch(
     return GetMicroVM(vm->id());
   }
   absl::Status status = vm->Start(limits, std::move(origin));
+  if (status.ok()) vm->SyncSoon();
   const base::MutexLock lock(&mutex_);
   const auto at = vms_.find(vm->id());
   const bool is_ours = at != vms_.end() && at->second.vm == vm;

@@ -246,6 +246,10 @@ absl::StatusOr<std::vector<MicroVM>> HostCore::LaunchAll(
     work();
     threads.clear();
   }
+  // Only now: the last to start would wait for the files of the first.
+  if (status.ok()) {
+    for (const auto& vm : vms) vm->SyncSoon();
+  }
   if (!status.ok()) {
     for (const auto& vm : vms) {
       vm->End(TerminationReason::kRequested,

@@ -172,13 +172,12 @@ absl::StatusOr<std::unique_ptr<Guest>> MachineFactory::Start(
   std::shared_ptr<const vmm::GuestTemplate> origin;
   if (config.origin.has_value()) {
     const GuestOrigin& from = *config.origin;
-    std::filesystem::path disk = from.directory;
     if (from.captured != nullptr) {
       // All captured guests are ours: who made this one had it from here.
       const auto& captured =
           static_cast<const CapturedMachine&>(*from.captured);
       origin = captured.guest_template();
-      disk = captured.disk_directory();
+      CATNAP_RETURN_IF_ERROR(TakeLayers(captured.layers(), config));
     } else if (from.directory == config.image->directory / kImageGuestName) {
       origin = image;
     } else {
@@ -193,7 +192,9 @@ absl::StatusOr<std::unique_ptr<Guest>> MachineFactory::Start(
       return Error(absl::StatusCode::kNotFound, "no guest is stored in {}",
                    from.directory.string());
     }
-    CATNAP_RETURN_IF_ERROR(TakeDisk(disk, *origin, config));
+    if (from.captured == nullptr) {
+      CATNAP_RETURN_IF_ERROR(TakeDisk(from.directory, *origin, config));
+    }
   }
   return MachineGuest::Start(means, std::move(config), std::move(image),
                              std::move(origin));

@@ -61,16 +61,23 @@ absl::Status CheckWanted(const StoreOptions& options) {
 absl::Status TakeDisk(const std::filesystem::path& from,
                       const vmm::GuestTemplate& origin,
                       const GuestConfig& config) {
-  const std::string to = DiskDirectoryOf(config).string();
-  std::error_code error;
-  std::filesystem::create_directory(to, error);
-  if (error) return ErrnoError(error.value(), "make {}", to);
   CATNAP_ASSIGN_OR_RETURN(const auto base,
                           OpenBaseDisk(*config.image, config.loop));
   CATNAP_ASSIGN_OR_RETURN(const disk::LayerChain chain,
                           ReadStoredDisk(from, base.get(), origin.sections()));
-  CATNAP_RETURN_IF_ERROR(disk::RemoveChain(to));
-  return disk::LinkChain(chain.layers, to, disk::CopyMode::kLink);
+  return TakeLayers(chain.layers, config);
+}
+
+absl::Status TakeLayers(const std::vector<disk::ChainLayer>& layers,
+                        const GuestConfig& config) {
+  const std::string to = DiskDirectoryOf(config).string();
+  std::error_code error;
+  const bool is_new = std::filesystem::create_directory(to, error);
+  if (error) return ErrnoError(error.value(), "make {}", to);
+  if (!is_new) CATNAP_RETURN_IF_ERROR(disk::RemoveChain(to));
+  return disk::LinkChain(
+      layers, to, disk::CopyMode::kLink,
+      config.sync_later ? disk::Durable::kLater : disk::Durable::kNow);
 }
 
 absl::StatusOr<StoredSizes> StoreStanding(
@@ -82,7 +89,9 @@ absl::StatusOr<StoredSizes> StoreStanding(
   CATNAP_RETURN_IF_ERROR(AddDiskSection(*running.root(), &sections));
   CATNAP_RETURN_IF_ERROR(CheckWanted(options));
   CATNAP_RETURN_IF_ERROR(
-      running.root()->LinkInto(directory.string(), disk::CopyMode::kLink));
+      running.root()
+          ->LinkInto(directory.string(), disk::CopyMode::kLink)
+          .status());
   CATNAP_ASSIGN_OR_RETURN(
       const vmm::StorageSizes sizes,
       vmm::StoreMachine(&running.machine(), sections, origin,
@@ -111,12 +120,8 @@ CapturedMachine::~CapturedMachine() {
 
 absl::StatusOr<StoredSizes> CapturedMachine::Store(
     const std::filesystem::path& directory, const StoreOptions& options) {
-  CATNAP_ASSIGN_OR_RETURN(const auto base, OpenBaseDisk(*image_, loop_));
-  CATNAP_ASSIGN_OR_RETURN(
-      const disk::LayerChain chain,
-      ReadStoredDisk(disk_directory_, base.get(), template_->sections()));
   CATNAP_RETURN_IF_ERROR(
-      disk::LinkChain(chain.layers, directory.string(), disk::CopyMode::kLink));
+      disk::LinkChain(layers_, directory.string(), disk::CopyMode::kLink));
   CATNAP_ASSIGN_OR_RETURN(
       const vmm::StorageSizes sizes,
       template_->Store(directory.string(), StorageOf(means_, options)));
@@ -223,6 +228,11 @@ uint64_t MachineGuest::StoredBytes() const {
 std::string MachineGuest::WaitsFor() const {
   const Running now = running();
   return now == nullptr ? "" : now->WaitsFor();
+}
+
+absl::Status MachineGuest::Sync() {
+  const Running now = running();
+  return now == nullptr ? absl::OkStatus() : now->Sync();
 }
 
 uint64_t MachineGuest::OutboundFrames() const {
@@ -357,6 +367,7 @@ absl::Status MachineGuest::Resume(const std::filesystem::path& directory,
     if (running_ != nullptr) return absl::OkStatus();
     config.egress = egress_;
   }
+  config.sync_later = false;  // It is recorded by now.
   CATNAP_ASSIGN_OR_RETURN(
       auto origin,
       vmm::GuestTemplate::Load(directory.string(),
@@ -412,11 +423,13 @@ absl::StatusOr<std::shared_ptr<CapturedGuest>> MachineGuest::CaptureStanding(
     const base::MutexLock lock(&mutex_);
     origin_ = captured;
   }
-  CATNAP_RETURN_IF_ERROR(
-      running.root()->LinkInto(disk_directory.string(), disk::CopyMode::kLink));
-  return std::shared_ptr<CapturedGuest>(
-      std::make_shared<CapturedMachine>(std::move(captured), disk_directory,
-                                        config_.image, config_.loop, means_));
+  // It goes with this process.
+  CATNAP_ASSIGN_OR_RETURN(
+      auto layers,
+      running.root()->LinkInto(disk_directory.string(), disk::CopyMode::kLink,
+                               disk::Durable::kLater));
+  return std::shared_ptr<CapturedGuest>(std::make_shared<CapturedMachine>(
+      std::move(captured), disk_directory, std::move(layers), means_));
 }
 
 absl::StatusOr<std::shared_ptr<CapturedGuest>> MachineGuest::Capture(

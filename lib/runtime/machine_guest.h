@@ -12,6 +12,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "base/mutex.h"
+#include "disk/layer_chain.h"
 #include "runtime/agent_connection.h"
 #include "runtime/guest.h"
 #include "runtime/running_machine.h"
@@ -25,6 +26,9 @@ namespace catnap::runtime {
 absl::Status TakeDisk(const std::filesystem::path& from,
                       const vmm::GuestTemplate& origin,
                       const GuestConfig& config);
+// The same of layers that are known.
+absl::Status TakeLayers(const std::vector<disk::ChainLayer>& layers,
+                        const GuestConfig& config);
 
 // Writes a guest whose machine is paused into `directory`, which exists and is
 // empty: the machine's state, the disk, which is frozen for that, and of memory
@@ -46,12 +50,11 @@ class CapturedMachine final : public CapturedGuest {
  public:
   CapturedMachine(std::shared_ptr<const vmm::GuestTemplate> guest_template,
                   std::filesystem::path disk_directory,
-                  std::shared_ptr<const ImageRecord> image, io::EventLoop* loop,
+                  std::vector<disk::ChainLayer> layers,
                   const MachineMeans& means)
       : template_(std::move(guest_template)),
         disk_directory_(std::move(disk_directory)),
-        image_(std::move(image)),
-        loop_(loop),
+        layers_(std::move(layers)),
         means_(means) {}
   ~CapturedMachine() override;
   CapturedMachine(const CapturedMachine&) = delete;
@@ -64,15 +67,13 @@ class CapturedMachine final : public CapturedGuest {
   const std::shared_ptr<const vmm::GuestTemplate>& guest_template() const {
     return template_;
   }
-  const std::filesystem::path& disk_directory() const {
-    return disk_directory_;
-  }
+  // Of the disk, in that directory.
+  const std::vector<disk::ChainLayer>& layers() const { return layers_; }
 
  private:
   const std::shared_ptr<const vmm::GuestTemplate> template_;
   const std::filesystem::path disk_directory_;
-  const std::shared_ptr<const ImageRecord> image_;
-  io::EventLoop* const loop_;  // Not owned; used by Store().
+  const std::vector<disk::ChainLayer> layers_;
   const MachineMeans means_;
 };
 
@@ -98,6 +99,7 @@ class MachineGuest final : public Guest {
   double VcpuSeconds() const override;
   uint64_t StoredBytes() const override;
   std::string WaitsFor() const override;
+  absl::Status Sync() override;
   uint64_t OutboundFrames() const override;
   absl::Status SetEgress(const NetworkPolicy& policy) override;
   absl::StatusOr<StoredSizes> Suspend(const std::filesystem::path& directory,

@@ -144,6 +144,10 @@ absl::StatusOr<vmm::GuestDevices> RunningMachine::MakeDevices(
   CATNAP_ASSIGN_OR_RETURN(options.base,
                           OpenBaseDisk(*config.image, config.loop));
   options.loop = config.loop;
+  if (config.sync_later) {
+    options.durable = disk::Durable::kLater;
+    unsynced_ = config.directory;
+  }
   options.on_parked = [parked = parked_](const std::string& reason) {
     const base::MutexLock lock(&parked->mutex);
     parked->text = reason;
@@ -233,6 +237,12 @@ absl::StatusOr<std::unique_ptr<RunningMachine>> RunningMachine::Create(
 }
 
 RunningMachine::~RunningMachine() = default;
+
+absl::Status RunningMachine::Sync() const {
+  if (unsynced_.empty()) return absl::OkStatus();
+  CATNAP_RETURN_IF_ERROR(root_->Sync());
+  return io::FsyncDirectory(unsynced_.string());
+}
 
 vmm::Machine& RunningMachine::machine() const { return holder_->machine(); }
 

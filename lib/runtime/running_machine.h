@@ -76,6 +76,8 @@ class RunningMachine {
   const std::shared_ptr<const vmm::GuestTemplate>& origin() const {
     return origin_;
   }
+  // As Guest::Sync().
+  absl::Status Sync() const;
   // The guest's own link; null when it is gone.
   std::shared_ptr<net::Link> link() const { return link_.lock(); }
   // What the root disk waits for; mostly "".
@@ -95,6 +97,8 @@ class RunningMachine {
   std::shared_ptr<Holder> holder_;
   std::shared_ptr<vmm::GuestSockets> sockets_;
   std::shared_ptr<disk::DiskStack> root_;
+  // What has the root disk's directory, while that is to be made durable.
+  std::filesystem::path unsynced_;
   std::shared_ptr<const vmm::GuestTemplate> origin_;
   // The device's, which goes where a link may be destroyed.
   std::weak_ptr<net::Link> link_;

@@ -127,7 +127,6 @@ absl::Status Vm::Start(const agent::CallLimits& limits,
   EndMove(status, /*own=*/false);
   if (running) {
     ArmTimer();
-    SyncSoon();
     return absl::OkStatus();
   }
   status = Explain(std::move(status));
@@ -164,6 +163,7 @@ absl::Status Vm::StartGuest(std::optional<GuestOrigin> origin,
     if (ending_) return RefusalLocked();
     config.egress = egress_;
     config.services = services_->listener();
+    config.sync_later = state_ == MicroVMState::kPending;
     snapshot = record_.snapshot;
     booting_ = true;  // End() waits: the factory goes with the Host.
   }

@@ -82,10 +82,12 @@ class Vm : public std::enable_shared_from_this<Vm> {
 
   // To be called once, first.
   absl::Status Prepare();
+  // Has the worker make durable what was written without.
+  void SyncSoon();
 
   // Starts the guest, from `origin` or by a boot, and its application; blocks.
   // Afterwards the state is kRunning, or kTerminated and the status says why.
-  // Once.
+  // SyncSoon() then makes its files durable. Once.
   absl::Status Start(const agent::CallLimits& limits,
                      std::optional<GuestOrigin> origin = std::nullopt);
   // Ends it. Blocks until it has ended, whoever ends it. Idempotent; the first
@@ -251,8 +253,6 @@ class Vm : public std::enable_shared_from_this<Vm> {
   void OnUse();
   void OnTraffic();
   absl::Status SaveRecord();
-  // Has the worker make durable what was written without.
-  void SyncSoon();
   VmRecord RecordLocked() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
   // vm_idle.cc

@@ -571,7 +571,14 @@ void Vm::SyncSoon() {
   environment_.worker->Post([weak = weak_from_this()] {
     const auto self = weak.lock();
     if (self == nullptr || self->EndedMeanwhile()) return;
-    const absl::Status synced = self->store_.Sync();
+    std::shared_ptr<Guest> guest;
+    {
+      const base::MutexLock lock(&self->mutex_);
+      guest = self->guest_;
+    }
+    // The record last: it names the rest.
+    absl::Status synced = guest == nullptr ? absl::OkStatus() : guest->Sync();
+    if (synced.ok()) synced = self->store_.Sync();
     if (!self->EndedMeanwhile()) self->log_.LogIfError(synced, "its record");
   });
 }

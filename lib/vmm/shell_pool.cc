@@ -94,7 +94,11 @@ absl::StatusOr<std::unique_ptr<Machine>> ShellPool::Take(
     const base::MutexLock lock(&mutex_);
     Kind& kind = KindLocked(config);
     ++kind.taken_now;
-    work_.NotifyAll();
+    last_take_ = std::chrono::steady_clock::now();
+    if (!burst_begin_.has_value()) {
+      burst_begin_ = last_take_;
+      work_.NotifyAll();
+    }
     if (!kind.waiting.empty()) {
       ++hits_;
       return RemoveOneLocked(kind);
@@ -118,6 +122,7 @@ absl::Status ShellPool::Prewarm(const ShellConfig& config, uint64_t count) {
                  options_.max_waiting, room);
   }
   last_failure_ = absl::OkStatus();
+  ++waiters_;
   while (last_failure_.ok() && !closing_) {
     // Looked up each time: the worker forgets kinds that nobody wants. Counts
     // as demand in each interval that passes meanwhile, or their ends would
@@ -128,6 +133,7 @@ absl::Status ShellPool::Prewarm(const ShellConfig& config, uint64_t count) {
     work_.NotifyAll();
     idle_.Wait(&mutex_);
   }
+  --waiters_;
   return last_failure_;
 }
 
@@ -140,10 +146,12 @@ void ShellPool::Retire(std::unique_ptr<Machine> machine) {
 
 void ShellPool::WaitIdle() {
   const base::MutexLock lock(&mutex_);
+  ++waiters_;
   work_.NotifyAll();
   do {
     idle_.Wait(&mutex_);
   } while (busy_ || !retired_.empty());
+  --waiters_;
 }
 
 ShellPool::Stats ShellPool::stats() const {
@@ -203,6 +211,14 @@ bool ShellPool::WorkOnceLocked() {
   return false;
 }
 
+std::optional<std::chrono::steady_clock::time_point>
+ShellPool::RestsUntilLocked() const {
+  if (!burst_begin_.has_value() || waiters_ != 0) return std::nullopt;
+  const auto until = std::min(last_take_ + kRest, *burst_begin_ + kLongestRest);
+  if (until <= std::chrono::steady_clock::now()) return std::nullopt;
+  return until;
+}
+
 void ShellPool::Work() {
   mutex_.Lock();
   while (!closing_) {
@@ -211,10 +227,16 @@ void ShellPool::Work() {
       EndIntervalLocked();
       interval_end_ = now + options_.interval;
     }
+    if (const auto until = RestsUntilLocked(); until.has_value()) {
+      work_.WaitUntil(&mutex_, std::min(*until, interval_end_));
+      continue;
+    }
     busy_ = true;
     busy_ = WorkOnceLocked();
     idle_.NotifyAll();
-    if (!busy_ && !closing_) work_.WaitUntil(&mutex_, interval_end_);
+    if (busy_ || closing_) continue;
+    burst_begin_.reset();
+    work_.WaitUntil(&mutex_, interval_end_);
   }
   std::vector<std::unique_ptr<Machine>> doomed = std::move(retired_);
   for (Kind& kind : kinds_) {

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <deque>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
@@ -29,19 +30,26 @@ uint64_t ShellCostBytes(const ShellConfig& config);
 // How many it keeps follows demand: for each configuration as many as were
 // taken in the current or the last interval, within max_bytes and max_waiting
 // over all of them. A configuration that nobody asked for during two intervals
-// is drained.
+// is drained. The worker lets a burst of launches pass before it begins, or the
+// last ones would wait for what it does for later ones.
 //
 // Thread safety: thread-safe.
 class ShellPool {
  public:
   struct Options {
-    uint64_t max_bytes = 64 << 20;  // Over all waiting shells; 0 keeps none.
+    // Over all waiting shells; 0 keeps none. A hundred for guests of 512 MiB.
+    uint64_t max_bytes = 192 << 20;
     // Shells that wait at most. 0: as many as half of the descriptors that the
     // process may have now (RLIMIT_NOFILE) are enough for, so that what runs
     // has the others.
     uint64_t max_waiting = 0;
     std::chrono::milliseconds interval{10'000};
   };
+  // How long no shell must have been taken before the worker begins, and after
+  // which time since the first one it begins in any case.
+  static constexpr std::chrono::milliseconds kRest{20};
+  static constexpr std::chrono::milliseconds kLongestRest{500};
+
   struct Stats {
     uint64_t hits = 0;    // Take() found a shell.
     uint64_t misses = 0;  // Take() made one.
@@ -69,7 +77,7 @@ class ShellPool {
   absl::Status Prewarm(const ShellConfig& config, uint64_t count);
   // Destroys `machine` on the worker. Does not wait.
   void Retire(std::unique_ptr<Machine> machine);
-  // Blocks until the worker has nothing to do.
+  // Blocks until the worker has nothing to do, which it does at once.
   void WaitIdle();
 
   Stats stats() const;
@@ -86,6 +94,9 @@ class ShellPool {
   ShellPool(std::shared_ptr<const kvm::System> system, Options options)
       : system_(std::move(system)), options_(options) {}
   void Work();
+  // Until when the worker rests, if it does.
+  std::optional<std::chrono::steady_clock::time_point> RestsUntilLocked() const
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // Returns whether it did something, with the mutex released meanwhile.
   bool WorkOnceLocked() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   bool FillOneLocked() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
@@ -114,6 +125,11 @@ class ShellPool {
   uint64_t hits_ ABSL_GUARDED_BY(mutex_) = 0;
   uint64_t misses_ ABSL_GUARDED_BY(mutex_) = 0;
   absl::Status last_failure_ ABSL_GUARDED_BY(mutex_);
+  // Of the burst that the worker lets pass; none: it is served.
+  std::optional<std::chrono::steady_clock::time_point> burst_begin_
+      ABSL_GUARDED_BY(mutex_);
+  std::chrono::steady_clock::time_point last_take_ ABSL_GUARDED_BY(mutex_);
+  int waiters_ ABSL_GUARDED_BY(mutex_) = 0;  // For the worker.
   bool busy_ ABSL_GUARDED_BY(mutex_) = false;
   bool closing_ ABSL_GUARDED_BY(mutex_) = false;
   base::Thread worker_;  // Last: starts when all else is there.

@@ -64,7 +64,7 @@ void AppendRest(Assembler* code, uint64_t handler, uint64_t counter,
   Put(code, gate + 8, static_cast<uint32_t>(handler >> 32));
   PutPointer(code, tables + kPointer, tables + kIdt,
              (kVector + 1) * kGateBytes - 1);
-  code->Bytes({0x0f, 0x01, 0x1f});  // lidt [rdi]
+  code->Bytes({0x0f, 0x01, 0x1f});                             // lidt [rdi]
   code->MovRdi(tables + kStackEnd).Bytes({0x48, 0x89, 0xfc});  // mov rsp, rdi
   Put(code, arch::kLocalApic + kLapicSpurious, kLapicEnabled);
   const uint32_t redirection = kFirstRedirection + 2 * arch::kFirstDeviceGsi;

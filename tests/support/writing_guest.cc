@@ -284,7 +284,8 @@ absl::Status StoreFirstGuest(const WriterOptions& guest,
   CATNAP_RETURN_IF_ERROR(machine->Launch(std::move(launch)));
   CATNAP_ASSIGN_OR_RETURN(const auto sections, machine->Save());
   CATNAP_RETURN_IF_ERROR(disk->Freeze());
-  CATNAP_RETURN_IF_ERROR(disk->LinkInto(directory, disk::CopyMode::kClone));
+  CATNAP_RETURN_IF_ERROR(
+      disk->LinkInto(directory, disk::CopyMode::kClone).status());
   return vmm::StoreMachine(machine.get(), sections, nullptr, directory,
                            {.pool = workers.get(), .durable = false})
       .status();
@@ -415,6 +416,10 @@ class WriterFactory::WriterGuest final : public runtime::Guest {
   std::string ConsoleTail() const override { return ""; }
   double VcpuSeconds() const override { return 0; }
   uint64_t StoredBytes() const override { return 0; }
+  absl::Status Sync() override {
+    const Running now = running();
+    return now == nullptr ? absl::OkStatus() : now->Sync();
+  }
   std::string WaitsFor() const override {
     const Running now = running();
     return now == nullptr ? "" : now->WaitsFor();
@@ -457,10 +462,12 @@ class WriterFactory::WriterGuest final : public runtime::Guest {
                                  {.pool = means_.workers,
                                   .stop = limits.stop,
                                   .deadline = limits.deadline}));
-    CATNAP_RETURN_IF_ERROR(runtime::TakeDisk(directory, *origin, config_));
+    runtime::GuestConfig config = config_;
+    config.sync_later = false;
+    CATNAP_RETURN_IF_ERROR(runtime::TakeDisk(directory, *origin, config));
     CATNAP_ASSIGN_OR_RETURN(
         Running running,
-        runtime::RunningMachine::Create(means_, config_, std::move(origin)));
+        runtime::RunningMachine::Create(means_, config, std::move(origin)));
     return Let(std::move(running));
   }
 
@@ -498,10 +505,12 @@ class WriterFactory::WriterGuest final : public runtime::Guest {
       const base::MutexLock lock(&mutex_);
       origin_ = captured;
     }
-    CATNAP_RETURN_IF_ERROR(
-        now->root()->LinkInto(layers.string(), disk::CopyMode::kLink));
+    CATNAP_ASSIGN_OR_RETURN(
+        auto linked,
+        now->root()->LinkInto(layers.string(), disk::CopyMode::kLink,
+                              disk::Durable::kLater));
     return std::make_shared<runtime::CapturedMachine>(
-        std::move(captured), layers, config_.image, config_.loop, means_);
+        std::move(captured), layers, std::move(linked), means_);
   }
 
  private:
@@ -607,13 +616,12 @@ absl::StatusOr<std::unique_ptr<runtime::Guest>> WriterFactory::Start(
     return absl::UnimplementedError("such a guest does not boot");
   }
   const runtime::GuestOrigin& from = *config.origin;
-  std::filesystem::path layers = from.directory;
   std::shared_ptr<const vmm::GuestTemplate> origin;
   if (from.captured != nullptr) {
     const auto& captured =
         static_cast<const runtime::CapturedMachine&>(*from.captured);
     origin = captured.guest_template();
-    layers = captured.disk_directory();
+    CATNAP_RETURN_IF_ERROR(runtime::TakeLayers(captured.layers(), config));
   } else if (from.directory ==
              config.image->directory / runtime::kImageGuestName) {
     origin = image;
@@ -623,7 +631,9 @@ absl::StatusOr<std::unique_ptr<runtime::Guest>> WriterFactory::Start(
                                          vmm::GuestTemplate::Role::kGuest,
                                          image, {.pool = means.workers}));
   }
-  CATNAP_RETURN_IF_ERROR(runtime::TakeDisk(layers, *origin, config));
+  if (from.captured == nullptr) {
+    CATNAP_RETURN_IF_ERROR(runtime::TakeDisk(from.directory, *origin, config));
+  }
   auto guest = std::make_unique<WriterGuest>(shared_, means, std::move(config),
                                              std::move(image));
   CATNAP_RETURN_IF_ERROR(guest->Begin(std::move(origin)));
