@@ -356,6 +356,9 @@ void StoredMemory::Summary() {
     report_.Add(name + "_vs_limit", "ratio",
                 report_.Median(name) / std::min(zstd, disk));
   }
+  report_.Add("snapshot/write_vs_all_cores", "ratio",
+              report_.Median("snapshot/write") /
+                  report_.Median("snapshot/write/zstd_all_cores"));
   // Decompressing and allocating one after the other, on all cores.
   const double floor = 1 / (1 / report_.Median("snapshot/read/zstd_all_cores") +
                             1 / report_.Median("snapshot/read/template_pages"));
