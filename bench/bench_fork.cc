@@ -24,6 +24,7 @@
 namespace {
 
 using catnap::MicroVM;
+using catnap::bench::Check;
 using catnap::bench::Report;
 using catnap::test::WriterFactory;
 using Clock = std::chrono::steady_clock;
@@ -40,10 +41,6 @@ constexpr auto kLatest = std::chrono::seconds(30);
 [[noreturn]] void Fail(const char* what, const std::string& why) {
   std::fprintf(stderr, "bench_fork: %s: %s\n", what, why.c_str());
   std::_Exit(1);  // Threads run.
-}
-
-void Check(const char* what, const absl::Status& status) {
-  if (!status.ok()) Fail(what, status.ToString());
 }
 
 struct Case {
@@ -191,6 +188,7 @@ Floor MeasureFloor(const catnap::test::TinyGuest& guest) {
 
 int main(int argc, char** argv) {
   Report report(catnap::bench::ParseOptions(argc, argv, kDefaultSamples));
+  catnap::bench::RaiseDescriptorLimit();
   const std::string& filter = report.options().filter;
   const auto tiny = catnap::test::MakeTinyGuest(
       catnap::test::Assembler().PowerOff(), kMemoryBytes);

@@ -257,9 +257,9 @@ class Bench {
     loop_ = *std::move(loop);
     std::fprintf(stderr, "making the root disk\n");
     Check("root disk",
-          runtime::BuildRootDisk(
-              {.kind = runtime::RootSource::Kind::kTar, .path = FindRootfs()},
-              room_ / "root.ext4", uint64_t{4} << 30));
+          runtime::BuildRootDisk({.kind = runtime::RootSource::Kind::kTar,
+                                  .path = FindRootfs(CATNAP_SOURCE_DIR)},
+                                 room_ / "root.ext4", uint64_t{4} << 30));
   }
 
   void Run() {

@@ -24,12 +24,6 @@ base::UniqueFd OpenGuestFile(const char* name) {
 
 }  // namespace
 
-void Check(const char* what, const absl::Status& status) {
-  if (status.ok()) return;
-  std::fprintf(stderr, "%s: %s\n", what, status.ToString().c_str());
-  std::_Exit(1);  // Threads run.
-}
-
 std::chrono::steady_clock::time_point Soon() {
   return std::chrono::steady_clock::now() + std::chrono::minutes(5);
 }

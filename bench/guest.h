@@ -9,6 +9,7 @@
 #include "absl/status/status.h"
 #include "agent/client.h"
 #include "base/clock.h"
+#include "harness.h"
 #include "io/event_loop.h"
 #include "kvm/system.h"
 #include "runtime/agent_connection.h"
@@ -16,9 +17,6 @@
 #include "vmm/machine.h"
 
 namespace catnap::bench {
-
-// Ends the program with a message unless `status` is OK.
-void Check(const char* what, const absl::Status& status);
 
 // When a call of a benchmark is given up.
 std::chrono::steady_clock::time_point Soon();

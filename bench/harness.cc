@@ -1,6 +1,7 @@
 #include "harness.h"
 
 #include <fmt/format.h>
+#include <sys/resource.h>
 #include <sys/utsname.h>
 #include <unistd.h>
 
@@ -75,6 +76,19 @@ std::string HostFacts() {
 }
 
 }  // namespace
+
+void Check(const char* what, const absl::Status& status) {
+  if (status.ok()) return;
+  std::fprintf(stderr, "%s: %s\n", what, status.ToString().c_str());
+  std::_Exit(1);  // Threads run.
+}
+
+void RaiseDescriptorLimit() {
+  rlimit limit{};
+  if (::getrlimit(RLIMIT_NOFILE, &limit) != 0) return;
+  limit.rlim_cur = limit.rlim_max;
+  ::setrlimit(RLIMIT_NOFILE, &limit);  // Else the program says what it lacks.
+}
 
 Options ParseOptions(int argc, char** argv, int default_samples) {
   Options options;

@@ -6,6 +6,8 @@
 #include <string>
 #include <vector>
 
+#include "absl/status/status.h"
+
 namespace catnap::bench {
 
 // What every bench program takes on its command line.
@@ -17,6 +19,12 @@ struct Options {
 
 // Prints a usage text and exits with 2 when the arguments are wrong.
 Options ParseOptions(int argc, char** argv, int default_samples);
+
+// Ends the program with a message unless `status` is OK.
+void Check(const char* what, const absl::Status& status);
+
+// Lets the process have as many descriptors as it may: a machine needs some 26.
+void RaiseDescriptorLimit();
 
 // Collects samples by metric and reports min, p50, p99, max and their number:
 // a table on standard output, and a JSON line a metric. Times are in µs, sizes

@@ -24,9 +24,9 @@ class Room {
   std::filesystem::path path_;
 };
 
-// The tar that CATNAP_BENCH_ROOTFS names, or that of examples/debian_rootfs.sh,
-// which makes it when it is not there.
-std::string FindRootfs();
+// The tar that CATNAP_BENCH_ROOTFS names, or that of examples/debian_rootfs.sh
+// below `source`, which makes it when it is not there.
+std::string FindRootfs(const std::string& source);
 
 // Writes back all files below `directory` and takes them out of the page cache.
 // Ends the program when one stays there.

@@ -86,7 +86,7 @@ std::shared_ptr<Host> OpenHost(const std::string& state_dir) {
 }
 
 Image SleeperImage(Host& host, BuildObserver* observer) {
-  ImageSpec spec = ImageSpec::FromTar("sleeper", FindRootfs());
+  ImageSpec spec = ImageSpec::FromTar("sleeper", FindRootfs(CATNAP_SOURCE_DIR));
   spec.memory_bytes = kSleeperBytes;
   spec.entrypoint = {"python3", "-c", kSleeperProgram};
   spec.ready.port = kSleeperPort;
@@ -131,7 +131,7 @@ std::string FindSavedGuest() {
       "/tests/emulated_host/run.sh --if-needed --timeout 1500 --out '" +
       draft + "' -- '" + fs::read_symlink("/proc/self/exe").string() +
       "' --save-guest '" + draft + "'";
-  FindRootfs();  // Where there is a network.
+  FindRootfs(CATNAP_SOURCE_DIR);  // Where there is a network.
   // No other thread waits for children.
   // NOLINTNEXTLINE(concurrency-mt-unsafe,cert-env33-c)
   if (std::system(command.c_str()) != 0) {

@@ -47,6 +47,24 @@ TEST_CASE("An empty pool makes a shell on the spot, then follows demand") {
   CHECK(pool->stats().waiting_bytes == ShellCostBytes(kSmall));
 }
 
+TEST_CASE("A pool that lets a burst pass follows its demand unasked") {
+  const auto pool = MakePool();
+  REQUIRE(pool->Prewarm(kSmall, 3).ok());
+  std::vector<std::unique_ptr<Machine>> taken;
+  for (int i = 0; i < 3; ++i) {
+    auto shell = pool->Take(kSmall);
+    REQUIRE(shell.ok());
+    taken.push_back(*std::move(shell));
+  }
+  CHECK(pool->stats().hits == 3);
+  const auto deadline = test::Deadline();
+  while (pool->stats().waiting != 3 &&
+         std::chrono::steady_clock::now() < deadline) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  }
+  CHECK(pool->stats().waiting == 3);
+}
+
 TEST_CASE("Shells of another configuration are not handed out") {
   const auto pool = MakePool();
   REQUIRE(pool->Prewarm(kSmall, 1).ok());

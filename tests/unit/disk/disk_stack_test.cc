@@ -175,6 +175,40 @@ TEST_CASE("A frozen DiskStack goes on in a new layer, and the old one stays") {
   CHECK(place.Names(other) == Names{"disk-000.layer", "disk-001.layer"});
 }
 
+TEST_CASE("A disk that is made durable later is like any other") {
+  const Place place;
+  const auto stack = place.Open();
+  CHECK(Fill(stack.get(), 0, 4096, 7).ok());
+  CHECK(stack->Freeze().ok());
+  const auto saved =
+      stack->LinkInto(place.Make("saved"), CopyMode::kLink, Durable::kLater);
+  REQUIRE(saved.ok());
+  REQUIRE(saved->size() == 1);
+  CHECK(saved->front().path == place.directory.File("saved/disk-000.layer"));
+  CHECK(saved->front().header.id == stack->frozen_layers()[0].header.id);
+  const std::string other = place.Make("other");
+  CHECK(LinkChain(*saved, other, CopyMode::kLink, Durable::kLater).ok());
+  DiskStackOptions options = place.OptionsOf(other);
+  options.durable = Durable::kLater;
+  {
+    const auto copy = place.Open(options);
+    CHECK(place.Names(other) == Names{"disk-000.layer", "disk-001.layer"});
+    CHECK(Fill(copy.get(), 4096, 4096, 8).ok());
+    CHECK(copy->Sync().ok());
+    CHECK(Flush(copy.get()).ok());
+    CHECK(copy->Freeze().ok());
+    CHECK(Fill(copy.get(), 8192, 4096, 9).ok());
+    CHECK(copy->Sync().ok());
+    CHECK(Flush(copy.get()).ok());
+  }
+  const auto copy = place.Open(options);
+  CHECK(IsAll(ReadBytes(copy.get(), 0, 4096), 7));
+  CHECK(IsAll(ReadBytes(copy.get(), 4096, 4096), 8));
+  CHECK(IsAll(ReadBytes(copy.get(), 8192, 4096), 9));
+  std::filesystem::remove_all(other);
+  CHECK_FALSE(copy->Sync().ok());
+}
+
 TEST_CASE("A clone of a chain shares no file with it") {
   const Place place;
   const auto stack = place.Open();

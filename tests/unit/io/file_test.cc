@@ -166,6 +166,20 @@ TEST_CASE("A committed AtomicFile replaces the name with the whole content") {
   CHECK(NamesIn(directory.path()) == std::vector<std::string>{"a"});
 }
 
+TEST_CASE("An AtomicFile that is to be durable later has its name at once") {
+  const TemporaryDirectory directory;
+  MakeFile(directory.File("a"), "old");
+  auto file = AtomicFile::Create(directory.File("a"));
+  REQUIRE(file.ok());
+  REQUIRE((*file)->Append("new", 3).ok());
+  REQUIRE((*file)->CommitLater().ok());
+  CHECK(*ReadFile(directory.File("a"), 100) == "new");
+  CHECK((*file)->CommitLater().code() == StatusCode::kFailedPrecondition);
+  CHECK((*file)->Commit().code() == StatusCode::kFailedPrecondition);
+  file->reset();
+  CHECK(NamesIn(directory.path()) == std::vector<std::string>{"a"});
+}
+
 TEST_CASE("An AtomicFile that is not committed leaves nothing behind") {
   const TemporaryDirectory directory;
   auto file = AtomicFile::Create(directory.File("a"));
