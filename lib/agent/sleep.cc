@@ -98,6 +98,9 @@ class WakeCall final : public std::enable_shared_from_this<WakeCall> {
   void OnClock(std::chrono::steady_clock::time_point sent,
                std::chrono::system_clock::time_point wall,
                const absl::Status& status, const SleepResult& result) {
+    if (!status.ok() && !absl::IsUnimplemented(status)) {
+      return std::move(done_)(status);
+    }
     if (!status.ok() || result.monotonic_ns == 0) {
       // An agent of an older library: what is sent is late by the way there.
       request_.monotonic_ns = 0;
