@@ -1,5 +1,7 @@
 #include "snapshot_guest.h"
 
+#include <fmt/format.h>
+
 #include <atomic>
 #include <chrono>
 #include <cstdlib>
@@ -20,30 +22,34 @@ namespace {
 namespace fs = std::filesystem;
 using namespace std::chrono_literals;
 
-// Resident bytes of the one mapping of this process that is as large as the
-// guest: of one that boots, its RAM. 0: there is none, or several.
-uint64_t ResidentOfGuest() {
+// Resident bytes of guests' RAM in this process: private mappings that are
+// neither inherited nor dumped nor of huge pages. No others are all of that. 0:
+// one lies over a copy that was made of it.
+uint64_t ResidentOfGuests() {
   std::ifstream maps("/proc/self/smaps");
   uint64_t resident = 0;
-  int found = 0;
-  bool is_guest = false;
+  uint64_t kib = 0;
   for (std::string line; std::getline(maps, line);) {
-    std::istringstream words(line);
-    std::string name;
-    uint64_t kib = 0;
-    words >> name >> kib;
-    if (name == "Size:") {
-      is_guest = kib << 10 == kSleeperBytes;
-      found += is_guest ? 1 : 0;
-    } else if (name == "Rss:" && is_guest) {
-      resident = kib << 10;
+    if (line.find("p ") != std::string::npos &&
+        line.find("/memfd:catnap-arena") != std::string::npos) {
+      return 0;
+    }
+    if (line.rfind("Rss:", 0) == 0) {
+      std::istringstream(line.substr(4)) >> kib;
+    } else if (line.rfind("VmFlags:", 0) == 0) {
+      const auto has = [&line](const char* flag) {
+        return line.find(flag) != std::string::npos;
+      };
+      if (has(" dc") && has(" dd") && has(" nh") && !has(" sh")) {
+        resident += kib << 10;
+      }
     }
   }
-  return found == 1 ? resident : 0;
+  return resident;
 }
 
-// Looks at the guest of a build until its memory is stored: from the copy on
-// which it is stored from, its RAM is no longer one mapping.
+// Looks at the guest of a build until its memory is copied, to be stored. From
+// then on the guest's pages are the copy's, and what is resident says nothing.
 class ResidentWatch final : public BuildObserver {
  public:
   ResidentWatch() : thread_([this](std::stop_token stop) { Run(stop); }) {}
@@ -55,8 +61,8 @@ class ResidentWatch final : public BuildObserver {
  private:
   void Run(const std::stop_token& stop) {
     while (!stop.stop_requested()) {
-      const uint64_t now = ResidentOfGuest();
-      if (now != 0 && !stop.stop_requested()) last_ = now;
+      const uint64_t now = ResidentOfGuests();
+      if (now != 0) last_ = now;
       std::this_thread::sleep_for(100ms);
     }
   }
@@ -64,6 +70,15 @@ class ResidentWatch final : public BuildObserver {
   std::atomic<uint64_t> last_ = 0;
   std::jthread thread_;  // Last: it uses the rest.
 };
+
+// FNV-1a, the same in every build.
+uint64_t Fingerprint(const std::string& text) {
+  uint64_t hash = 0xcbf29ce484222325;
+  for (const char c : text) {
+    hash = (hash ^ static_cast<uint8_t>(c)) * 0x100000001b3;
+  }
+  return hash;
+}
 
 std::string CacheDirectory() {
   // No thread changes the environment here.
@@ -122,7 +137,10 @@ void SaveGuest(const std::string& directory) {
 }
 
 std::string FindSavedGuest() {
-  const std::string guest = CacheDirectory() + "/bench-guest";
+  // By what it is made of: another program or root is another guest.
+  const std::string made_of = FindRootfs(CATNAP_SOURCE_DIR) + kSleeperProgram;
+  const std::string guest = fmt::format("{}/bench-guest/{:016x}",
+                                        CacheDirectory(), Fingerprint(made_of));
   if (fs::exists(guest + "/memory.catnap")) return guest;
   const std::string draft = guest + ".draft";
   fs::remove_all(draft);
@@ -131,7 +149,6 @@ std::string FindSavedGuest() {
       "/tests/emulated_host/run.sh --if-needed --timeout 1500 --out '" +
       draft + "' -- '" + fs::read_symlink("/proc/self/exe").string() +
       "' --save-guest '" + draft + "'";
-  FindRootfs(CATNAP_SOURCE_DIR);  // Where there is a network.
   // No other thread waits for children.
   // NOLINTNEXTLINE(concurrency-mt-unsafe,cert-env33-c)
   if (std::system(command.c_str()) != 0) {
