@@ -85,8 +85,6 @@ int main(int argc, char** argv) {
   Check("fork", forks.status());
   std::this_thread::sleep_for(1s);
   Add(report, "density/unique_kib_per_fork", before, forks->size(), kLimit);
-  std::this_thread::sleep_for(10s);
-  Add(report, "density/plus10s", before, forks->size(), kLimit);
   for (const MicroVM& fork : *forks) {
     const auto done = fork.Exec({.argv = {"/bin/true"}});
     Check("exec", done.status());

@@ -91,7 +91,9 @@ class Server final : private agent::Session::Handler, private Loop::Watcher {
   std::set<uint32_t> blocked_;
   bool open_ = true;
   bool waits_for_room_ = false;
-  std::array<uint8_t, 128 << 10> received_{};
+  // Not cleared: it is read into, and every page of it that is touched would be
+  // one more that a fork of the machine has for itself.
+  std::array<uint8_t, 128 << 10> received_;
 };
 
 }  // namespace catnap::guest
