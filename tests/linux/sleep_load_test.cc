@@ -42,6 +42,10 @@ class Load {
   explicit Load(Once once) {
     thread_ = std::thread([this, once = std::move(once)]() mutable {
       while (!stop_ && !failed_) {
+        if (rest_) {
+          std::this_thread::sleep_for(1ms);
+          continue;
+        }
         const base::MutexLock lock(&round_);
         if (once(rounds_.load())) {
           ++rounds_;
@@ -56,13 +60,18 @@ class Load {
     stop_ = true;
     if (thread_.joinable()) thread_.join();
   }
-  // Held, it rests between two rounds.
-  base::Mutex& round() { return round_; }
+  // Returns between two rounds; none begins until GoOn().
+  void Rest() {
+    rest_ = true;
+    const base::MutexLock lock(&round_);
+  }
+  void GoOn() { rest_ = false; }
   uint32_t rounds() const { return rounds_; }
   bool failed() const { return failed_; }
 
  private:
   base::Mutex round_;
+  std::atomic<bool> rest_ = false;
   std::atomic<bool> stop_ = false;
   std::atomic<bool> failed_ = false;
   std::atomic<uint32_t> rounds_ = 0;
@@ -98,12 +107,13 @@ bool Fetch(uint16_t port) {
 // and says so, when a byte is not what it was.
 constexpr char kDiskLoad[] =
     "mkdir /load; i=0; while :; do i=$((i + 1)); "
-    "dd if=/dev/urandom of=/load/a bs=64k count=8 2>/dev/null; "
+    "dd if=/dev/urandom of=/load/a bs=64k count=4 2>/dev/null; "
     "dd if=/load/a of=/load/b bs=64k conv=fsync 2>/dev/null; "
     "echo 3 >/proc/sys/vm/drop_caches; "
     "set -- $(md5sum /load/a) $(md5sum /load/b); "
     "[ \"$1\" = \"$3\" ] || { echo broken >/load/count; exit; }; "
-    "echo $i >/load/next; /bin/busybox mv /load/next /load/count; done";
+    "echo $i >/load/next; /bin/busybox mv /load/next /load/count; sleep 0.2; "
+    "done";
 
 class LoadedGuest {
  public:
@@ -157,14 +167,16 @@ class LoadedGuest {
   }
   // Whoever uses it from outside would keep it awake.
   void SleepAndWake() {
-    const base::MutexLock streams(&streams_->round());
-    const base::MutexLock connections(&connections_->round());
+    streams_->Rest();
+    connections_->Rest();
     absl::Status status = vm_.Suspend();
     for (int i = 0; i < 20 && absl::IsFailedPrecondition(status); ++i) {
       status = vm_.Suspend();
     }
     Must(status);
     Must(vm_.Resume());
+    streams_->GoOn();
+    connections_->GoOn();
   }
   // All three go on, and were right so far.
   void CheckGoesOn() {
@@ -215,7 +227,7 @@ TEST_CASE("Thirty sleeps under load leave no queue hanging") {
   const std::string sum =
       Sh(guest.vm(),
          "mkdir /mem && /bin/busybox mount -t tmpfs none /mem && "
-         "dd if=/dev/urandom of=/mem/file bs=1M count=8 2>/dev/null; "
+         "dd if=/dev/urandom of=/mem/file bs=1M count=4 2>/dev/null; "
          "md5sum /mem/file");
   for (int i = 1; i <= 30; ++i) {
     CAPTURE(i);

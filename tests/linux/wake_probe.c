@@ -273,8 +273,13 @@ int main(int argc, char** argv) {
     draw_numbers(argv[2], fork() == 0 ? 1 : 0);
   }
   if (strcmp(what, "time") == 0) {
-    printf("%lld ", (long long)now(CLOCK_REALTIME));
-    printf("%lld\n", (long long)now(CLOCK_MONOTONIC));
+    int64_t monotonic;
+    int64_t wall;
+    do {
+      monotonic = now(CLOCK_MONOTONIC);
+      wall = now(CLOCK_REALTIME);
+    } while (now(CLOCK_MONOTONIC) - monotonic > 1000000);
+    printf("%lld %lld\n", (long long)wall, (long long)monotonic);
   }
   return 0;
 }
