@@ -323,8 +323,11 @@ TEST_CASE("A guest that is copied while it is read has whole children") {
   const Template image = Must(store.Load(store.StoreFirst(), prefetch));
   const auto machine = Launched(image);
   REQUIRE(machine->Start().ok());
+  // It would come to its end while a slow machine reads the rest.
+  REQUIRE(machine->Pause().ok());
   auto capture = MachineCapture::Prepare(machine.get(), image, store.options());
   REQUIRE(capture.ok());
+  REQUIRE(machine->Start().ok());
   REQUIRE((*capture)->Take(machine.get(), PauseAndSave(*machine)).ok());
   REQUIRE(machine->Start().ok());
   const auto captured = Must((*capture)->Finish());
