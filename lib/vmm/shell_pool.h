@@ -47,7 +47,7 @@ class ShellPool {
   };
   // How long no shell must have been taken before the worker begins, and after
   // which time since the first one it begins in any case.
-  static constexpr std::chrono::milliseconds kRest{20};
+  static constexpr std::chrono::milliseconds kRest{5};
   static constexpr std::chrono::milliseconds kLongestRest{500};
 
   struct Stats {
