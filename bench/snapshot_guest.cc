@@ -52,7 +52,8 @@ uint64_t ResidentOfGuests() {
 // then on the guest's pages are the copy's, and what is resident says nothing.
 class ResidentWatch final : public BuildObserver {
  public:
-  ResidentWatch() : thread_([this](std::stop_token stop) { Run(stop); }) {}
+  ResidentWatch()
+      : thread_([this](const std::stop_token& stop) { Run(stop); }) {}
   void OnPhase(BuildPhase phase, std::string_view /*detail*/) override {
     if (phase == BuildPhase::kSnapshotting) thread_.request_stop();
   }
@@ -139,8 +140,8 @@ void SaveGuest(const std::string& directory) {
 std::string FindSavedGuest() {
   // By what it is made of: another program or root is another guest.
   const std::string made_of = FindRootfs(CATNAP_SOURCE_DIR) + kSleeperProgram;
-  const std::string guest = fmt::format("{}/bench-guest/{:016x}",
-                                        CacheDirectory(), Fingerprint(made_of));
+  std::string guest = fmt::format("{}/bench-guest/{:016x}", CacheDirectory(),
+                                  Fingerprint(made_of));
   if (fs::exists(guest + "/memory.catnap")) return guest;
   const std::string draft = guest + ".draft";
   fs::remove_all(draft);

@@ -95,6 +95,7 @@ ZstdRates RunZstdOnAllCores(const std::string& file, int level, int cores) {
   std::vector<ZstdRates> each(static_cast<size_t>(cores));
   {
     std::vector<std::jthread> threads;
+    threads.reserve(each.size());
     for (ZstdRates& one : each) {
       threads.emplace_back([&] { one = RunZstd(file, level); });
     }
@@ -284,6 +285,7 @@ void StoredMemory::FillTemplate() {
       OrDie("memfd", memory::MemoryFile::Create("catnap-bench", ram_->size()));
   {
     std::vector<std::jthread> threads;
+    threads.reserve(static_cast<size_t>(cores_));
     for (int core = 0; core < cores_; ++core) {
       threads.emplace_back([&, core] {
         for (auto i = static_cast<size_t>(core); i < runs.size();

@@ -87,9 +87,10 @@ std::string Qmp::Answer(const std::string& command) {
     std::string line = ReadLine();
     if (line.rfind("{\"return\"", 0) == 0) return line;
     if (line.rfind("{\"error\"", 0) == 0) {
-      Check("QMP", absl::InternalError(command + ": " + line));
+      Check("QMP", Error(absl::StatusCode::kInternal, "{}: {}", command, line));
     }
-    events_ += line + "\n";
+    events_ += line;
+    events_ += '\n';
   }
 }
 

@@ -87,7 +87,7 @@ absl::Status Pager::Put(PageRange range, const uint8_t* from) {
     ++puts_;
   }
   // Stays while puts_ is not 0.
-  const absl::Status status =
+  absl::Status status =
       userfault_->Put(options_.alias.data() + range.offset, from, range.length);
   const base::MutexLock lock(&mutex_);
   if (--puts_ == 0) changed_.NotifyAll();

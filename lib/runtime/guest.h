@@ -169,6 +169,7 @@ class GuestFactory {
   // that it touched, in that order: what a copy is to have first. Empty where
   // that cannot be seen. Blocks.
   virtual absl::StatusOr<std::vector<base::PageRange>> Train(
+      // NOLINTNEXTLINE(performance-unnecessary-value-param): to be moved from.
       GuestConfig /*config*/,
       const std::shared_ptr<CapturedGuest>& /*captured*/,
       const agent::CallLimits& /*limits*/) {

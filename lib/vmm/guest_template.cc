@@ -245,7 +245,7 @@ absl::StatusOr<std::shared_ptr<const GuestTemplate>> GuestTemplate::Load(
 }
 
 absl::Status GuestTemplate::Fill(
-    std::shared_ptr<const snapshot::SnapshotReader> reader,
+    const std::shared_ptr<const snapshot::SnapshotReader>& reader,
     memory::MemoryFile* file, const StorageOptions& options) {
   hot_ = HotRangesOf(*reader);
   snapshot::ReadOptions read = ReadOptionsOf(options);

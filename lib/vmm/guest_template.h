@@ -121,8 +121,9 @@ class GuestTemplate {
 
   GuestTemplate() = default;
   // Has memory that is there in part be filled, now or by a pager.
-  absl::Status Fill(std::shared_ptr<const snapshot::SnapshotReader> reader,
-                    memory::MemoryFile* file, const StorageOptions& options);
+  absl::Status Fill(
+      const std::shared_ptr<const snapshot::SnapshotReader>& reader,
+      memory::MemoryFile* file, const StorageOptions& options);
   // The image whose memory guests of this template share; null: none.
   const GuestTemplate* image() const {
     return role_ == Role::kImage ? this : parent_.get();

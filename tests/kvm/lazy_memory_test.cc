@@ -169,7 +169,7 @@ class Store {
                 .ok());
     RunUntilRound(*machine, 2);
     const auto sections = PauseAndSave(*machine);
-    const std::string to = Directory("first");
+    std::string to = Directory("first");
     const auto stored =
         StoreMachine(machine.get(), sections, nullptr, to, options());
     INFO(stored.status().ToString());
@@ -438,6 +438,7 @@ TEST_CASE("What is touched first is recorded, and stored first") {
   const std::string to = store.Directory("trained");
   REQUIRE(image->Store(to, options).ok());
   std::vector<uint64_t> wanted;
+  wanted.reserve(touched.size());
   for (const PageRange& range : touched) wanted.push_back(range.offset);
   CHECK(hot_first(to) == wanted);
 

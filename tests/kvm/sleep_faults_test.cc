@@ -330,7 +330,7 @@ class Chain {
       if (from == 0) from = report->other_steps + 1;
       return report->other_steps > from + 20;
     };
-    const test::FaultEnd end = Trace(child, plan, *report, go[1]);
+    test::FaultEnd end = Trace(child, plan, *report, go[1]);
     ::close(go[0]);
     ::close(go[1]);
     Judge(end, *report);

@@ -205,7 +205,7 @@ TEST_CASE("Verify() finds a layer of the disk that is missing or damaged") {
     // Not the file that the running MicroVM has a link to.
     std::filesystem::copy_file(top, aside);
     std::filesystem::rename(aside, top);
-    std::filesystem::resize_file(top, 4096 * 3);
+    std::filesystem::resize_file(top, 12'288);
   }
   const absl::Status verified = snapshot->Verify();
   INFO(verified.ToString());
@@ -236,7 +236,8 @@ TEST_CASE("A guest is stored whole after a copy of it that failed") {
     REQUIRE(machine.Pause().ok());
     auto sections = machine.Save();
     REQUIRE(sections.ok());
-    REQUIRE((*capture)->Take(&machine, *std::move(sections)).ok());
+    const absl::Status taken = (*capture)->Take(&machine, *std::move(sections));
+    REQUIRE(taken.ok());
     CHECK(machine.memory().image() != before);
     REQUIRE(machine.Start().ok());
   }

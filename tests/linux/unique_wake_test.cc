@@ -148,9 +148,10 @@ TEST_CASE(
   for (std::string source; available >> source;) {
     if (source != "kvm-clock" && source != "tsc") continue;
     CAPTURE(source);
-    CHECK(Sh(vm, "cd " + sources + "; echo " + source +
-                     " >current_clocksource; cat current_clocksource") ==
-          source + "\n");
+    std::string set = "cd ";
+    set.append(sources).append("; echo ").append(source);
+    set.append(" >current_clocksource; cat current_clocksource");
+    CHECK(Sh(vm, set) == source + "\n");
     ++tried;
     REQUIRE(vm.Suspend().ok());
     std::this_thread::sleep_for(2s);

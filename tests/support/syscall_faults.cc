@@ -92,6 +92,7 @@ std::string TextAt(pid_t thread, uint64_t address) {
   constexpr uint64_t kPage = 4096;
   std::array<char, 512> text{};
   iovec to{text.data(), text.size() - 1};
+  // NOLINTNEXTLINE(performance-no-int-to-ptr): another process's.
   iovec from{reinterpret_cast<void*>(address), text.size() - 1};
   if (::process_vm_readv(thread, &to, 1, &from, 1, 0) > 0) return text.data();
   // The page behind may not be there.

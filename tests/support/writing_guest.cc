@@ -395,7 +395,7 @@ class WriterFactory::WriterGuest final : public runtime::Guest {
     if (is_copy) {
       CATNAP_RETURN_IF_ERROR(running->machine().ChangeGenerationId());
     }
-    return Let(std::move(running));
+    return Let(running);
   }
 
   absl::StatusOr<std::shared_ptr<agent::Client>> WaitForClient(
@@ -468,7 +468,7 @@ class WriterFactory::WriterGuest final : public runtime::Guest {
     CATNAP_ASSIGN_OR_RETURN(
         Running running,
         runtime::RunningMachine::Create(means_, config, std::move(origin)));
-    return Let(std::move(running));
+    return Let(running);
   }
 
   absl::StatusOr<std::shared_ptr<runtime::CapturedGuest>> Capture(
@@ -523,7 +523,7 @@ class WriterFactory::WriterGuest final : public runtime::Guest {
     if (running_ != nullptr && !stopped_) return running_;
     return absl::FailedPreconditionError("the guest does not run");
   }
-  absl::Status Let(Running running) {
+  absl::Status Let(const Running& running) {
     if (shared_->hooks.on_woken != nullptr) {
       CATNAP_RETURN_IF_ERROR(shared_->hooks.on_woken(*running));
     }
