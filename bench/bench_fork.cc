@@ -3,23 +3,20 @@
 // KVM. README.md says what the clocks cover.
 #include <algorithm>
 #include <chrono>
-#include <cstdio>
 #include <filesystem>
 #include <memory>
 #include <string>
 #include <thread>
 #include <vector>
 
-#include "base/status.h"
 #include "catnap/catnap.h"
 #include "harness.h"
-#include "peers/launch_floor.h"
+#include "peers/floor_run.h"
 #include "runtime/host_core.h"
 #include "support/temporary_directory.h"
 #include "support/tiny_guest.h"
 #include "support/writing_guest.h"
 #include "vmm/shell_pool.h"
-#include "vmm/vcpu_thread.h"
 
 namespace {
 
@@ -37,11 +34,6 @@ constexpr uint64_t kOwnStart = uint64_t{16} << 20;
 constexpr uint64_t kPageBytes = 4096;
 constexpr int kDevicePages = 3;  // Disk, network, vsock.
 constexpr auto kLatest = std::chrono::seconds(30);
-
-[[noreturn]] void Fail(const char* what, const std::string& why) {
-  std::fprintf(stderr, "bench_fork: %s: %s\n", what, why.c_str());
-  std::_Exit(1);  // Threads run.
-}
 
 struct Case {
   const char* name;
@@ -132,7 +124,8 @@ class Bench {
   void WaitForStep(const std::string& id, uint32_t before) {
     const auto latest = Clock::now() + kLatest;
     while (StepsOf(id) == before) {
-      if (Clock::now() > latest) Fail("fork", id + " does not run");
+      if (Clock::now() > latest)
+        Check("fork", absl::DeadlineExceededError(id + " does not run"));
       std::this_thread::sleep_for(std::chrono::microseconds(50));
     }
   }
@@ -164,24 +157,8 @@ struct Floor {
 
 Floor MeasureFloor(const catnap::test::TinyGuest& guest) {
   Settle();
-  const floor_config config{.memory_bytes = kMemoryBytes,
-                            .template_fd = guest.memfd.get(),
-                            .entry = guest.state.rip,
-                            .cr3 = guest.state.cr3,
-                            .device_pages = kDevicePages,
-                            .kick_signal = catnap::vmm::DefaultKickSignal()};
-  floor_shell* shell = nullptr;
-  floor_shell_times made{};
-  floor_launch_times launched{};
-  const int created = floor_create(&config, &shell, &made);
-  if (created != 0) Fail("floor_create", catnap::ErrnoText(-created));
-  const int ran = floor_launch(shell, &launched);
-  if (ran != 0) Fail("floor_launch", catnap::ErrnoText(-ran));
-  floor_destroy(shell);
-  const double pooled = launched.map + launched.state + launched.first_exit;
-  return {made.vm + made.irqchip + made.memory + made.registers + made.vcpu +
-              made.thread + pooled,
-          pooled};
+  const auto run = catnap::bench::RunFloor(guest, kMemoryBytes, kDevicePages);
+  return {run.shell() + run.launch(), run.launch()};
 }
 
 }  // namespace

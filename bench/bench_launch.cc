@@ -10,34 +10,23 @@
 // any of these: opening /dev/kvm, making the template, destruction (reported
 // apart). The four variants take turns, so that noise meets all of them.
 #include <algorithm>
-#include <cstdio>
-#include <cstdlib>
 #include <iterator>
 #include <string>
 
-#include "base/status.h"
 #include "harness.h"
-#include "peers/launch_floor.h"
+#include "peers/floor_run.h"
 #include "support/tiny_guest.h"
 #include "vmm/machine.h"
 
 namespace {
 
 using Clock = std::chrono::steady_clock;
+using catnap::bench::Check;
 using catnap::bench::Report;
 using catnap::vmm::Machine;
 
 constexpr int kDevicePages = 6;
 constexpr int kDefaultSamples = 100;
-
-[[noreturn]] void Fail(const char* what, const std::string& why) {
-  std::fprintf(stderr, "bench_launch: %s: %s\n", what, why.c_str());
-  std::exit(1);  // NOLINT(concurrency-mt-unsafe): nothing runs at exit
-}
-
-void Check(const char* what, const absl::Status& status) {
-  if (!status.ok()) Fail(what, status.ToString());
-}
 
 struct Size {
   const char* name;
@@ -65,7 +54,7 @@ std::unique_ptr<Machine> CreateShell(const Setup& setup) {
   auto shell = Machine::CreateShell(
       setup.system,
       {.memory_bytes = setup.size.bytes, .device_pages = kDevicePages});
-  if (!shell.ok()) Fail("CreateShell", shell.status().ToString());
+  Check("CreateShell", shell.status());
   return *std::move(shell);
 }
 
@@ -87,7 +76,7 @@ Clock::time_point LaunchAndEnd(const Setup& setup,
   machine->WaitForEnd(Clock::now() + std::chrono::seconds(10));
   machine->Stop();
   if (machine->exit()->reason != catnap::vmm::EndReason::kPowerOff) {
-    Fail("guest", machine->exit()->detail);
+    Check("guest", absl::InternalError(machine->exit()->detail));
   }
   const auto ended = Clock::now();
   machine.reset();
@@ -116,35 +105,21 @@ void MeasurePooled(const Setup& setup, Report& report) {
 }
 
 void MeasureFloor(const Setup& setup, bool pooled, Report& report) {
-  const floor_config config{.memory_bytes = setup.size.bytes,
-                            .template_fd = setup.guest->memfd.get(),
-                            .entry = setup.guest->state.rip,
-                            .cr3 = setup.guest->state.cr3,
-                            .device_pages = kDevicePages,
-                            .kick_signal = catnap::vmm::DefaultKickSignal()};
-  floor_shell* shell = nullptr;
-  floor_shell_times made{};
-  floor_launch_times launched{};
-  const int created = floor_create(&config, &shell, &made);
-  if (created != 0) Fail("floor_create", catnap::ErrnoText(-created));
-  const int ran = floor_launch(shell, &launched);
-  if (ran != 0) Fail("floor_launch", catnap::ErrnoText(-ran));
-  const double destroyed = floor_destroy(shell);
-  const double launch = launched.map + launched.state + launched.first_exit;
+  const auto run =
+      catnap::bench::RunFloor(*setup.guest, setup.size.bytes, kDevicePages);
+  const auto& [made, launched, destroyed] = run;
   if (pooled) {
     const std::string name =
         std::string("launch/pooled_floor/") + setup.size.name;
-    report.Add(name, "us", launch);
+    report.Add(name, "us", run.launch());
     report.Add(name + "/map", "us", launched.map);
     report.Add(name + "/state", "us", launched.state);
     report.Add(name + "/first_exit", "us", launched.first_exit);
     return;
   }
   const std::string name = std::string("launch/floor/") + setup.size.name;
-  const double shell_time = made.vm + made.irqchip + made.memory +
-                            made.registers + made.vcpu + made.thread;
-  report.Add(name, "us", shell_time + launch);
-  report.Add(name + "/shell", "us", shell_time);
+  report.Add(name, "us", run.shell() + run.launch());
+  report.Add(name + "/shell", "us", run.shell());
   report.Add(name + "/shell/vm", "us", made.vm);
   report.Add(name + "/shell/irqchip", "us", made.irqchip);
   report.Add(name + "/shell/memory", "us", made.memory);

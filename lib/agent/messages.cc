@@ -462,9 +462,6 @@ bool Decode(Fields fields, WakeRequest* message) {
       case 1:
         message->is_copy = in.Bool();
         break;
-      case 11:
-        message->monotonic_ns = in.U64();
-        break;
       case 2:
         message->wall_ns = in.U64();
         break;
@@ -493,6 +490,9 @@ bool Decode(Fields fields, WakeRequest* message) {
         break;
       case 10:
         ok = AppendText(&in, &message->env);
+        break;
+      case 11:
+        message->monotonic_ns = in.U64();
         break;
     }
   }

@@ -6,6 +6,7 @@
 
 #include "catnap/catnap.h"
 #include "linux/busybox_root.h"
+#include "linux/microvm_shell.h"
 
 // MicroVMs that run while their memory is still being read, by the public API.
 
@@ -14,13 +15,7 @@ namespace {
 
 namespace fs = std::filesystem;
 using namespace std::chrono_literals;
-
-std::string Sh(const MicroVM& vm, const std::string& script) {
-  Command command;
-  command.argv = {"/bin/sh", "-c", script};
-  const auto result = vm.Exec(command);
-  return result.ok() ? result->stdout_data : result.status().ToString();
-}
+using test::Sh;
 
 void Must(const absl::Status& status) {
   INFO(status.ToString());

@@ -8,6 +8,7 @@
 
 #include "catnap/catnap.h"
 #include "linux/busybox_root.h"
+#include "linux/microvm_shell.h"
 #include "support/tcp.h"
 
 // MicroVMs that sleep, by the public API.
@@ -16,17 +17,8 @@ namespace catnap {
 namespace {
 
 using namespace std::chrono_literals;
-
-Command Shell(const std::string& script) {
-  Command command;
-  command.argv = {"/bin/sh", "-c", script};
-  return command;
-}
-
-std::string Sh(const MicroVM& vm, const std::string& script) {
-  const auto result = vm.Exec(Shell(script));
-  return result.ok() ? result->stdout_data : result.status().ToString();
-}
+using test::Sh;
+using test::Shell;
 
 ImageSpec WebServer(const std::filesystem::path& room) {
   ImageSpec spec = ImageSpec::FromDirectory("web", test::MakeBusyboxRoot(room));

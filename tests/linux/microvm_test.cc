@@ -11,17 +11,13 @@
 
 #include "catnap/catnap.h"
 #include "linux/busybox_root.h"
+#include "linux/microvm_shell.h"
 
 namespace catnap {
 namespace {
 
 using namespace std::chrono_literals;
-
-Command Shell(const std::string& script) {
-  Command command;
-  command.argv = {"/bin/sh", "-c", script};
-  return command;
-}
+using test::Shell;
 
 class Greeter final : public GuestService {
  public:

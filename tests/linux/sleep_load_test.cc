@@ -9,6 +9,7 @@
 #include "base/mutex.h"
 #include "catnap/catnap.h"
 #include "linux/busybox_root.h"
+#include "linux/microvm_shell.h"
 #include "support/tcp.h"
 
 // MicroVMs that are copied and sleep while disk, agent streams and a forwarded
@@ -18,17 +19,8 @@ namespace catnap {
 namespace {
 
 using namespace std::chrono_literals;
-
-Command Shell(const std::string& script) {
-  Command command;
-  command.argv = {"/bin/sh", "-c", script};
-  return command;
-}
-
-std::string Sh(const MicroVM& vm, const std::string& script) {
-  const auto result = vm.Exec(Shell(script));
-  return result.ok() ? result->stdout_data : result.status().ToString();
-}
+using test::Sh;
+using test::Shell;
 
 void Must(const absl::Status& status) {
   INFO(status.ToString());

@@ -13,6 +13,7 @@
 
 #include "catnap/catnap.h"
 #include "linux/busybox_root.h"
+#include "linux/microvm_shell.h"
 
 // What programs that spin on two processors see of their machine's sleep, and
 // of being copied: never a wrong time, and never what another copy drew.
@@ -22,6 +23,7 @@ namespace {
 
 namespace fs = std::filesystem;
 using namespace std::chrono_literals;
+using test::Sh;
 
 constexpr char kDraws[] = "/run/draws";
 // The emulated host reads its clocks that coarsely.
@@ -34,13 +36,6 @@ struct Sample {
   int64_t after;
   uint64_t draw;
 };
-
-std::string Sh(const MicroVM& vm, const std::string& script) {
-  Command command;
-  command.argv = {"/bin/sh", "-c", script};
-  const auto result = vm.Exec(command);
-  return result.ok() ? result->stdout_data : result.status().ToString();
-}
 
 std::string GenerationOf(const MicroVM& vm) {
   return Sh(vm, "cat /run/catnap/generation").substr(0, 16);

@@ -5,10 +5,9 @@
 #include <linux/filter.h>
 #include <linux/seccomp.h>
 #include <stddef.h>
-#include <stdio.h>
-#include <sys/prctl.h>
 #include <sys/syscall.h>
-#include <unistd.h>
+
+#include "refused_call.h"
 
 int main(int argc, char** argv) {
   struct sock_filter filter[] = {
@@ -20,20 +19,5 @@ int main(int argc, char** argv) {
       BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EPERM),
       BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
   };
-  const struct sock_fprog program = {
-      .len = sizeof(filter) / sizeof(filter[0]),
-      .filter = filter,
-  };
-  if (argc < 2) {
-    fprintf(stderr, "usage: %s CMD ARG...\n", argv[0]);
-    return 2;
-  }
-  if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0 ||
-      prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program) != 0) {
-    perror("cannot install the filter");
-    return 2;
-  }
-  execvp(argv[1], argv + 1);
-  perror(argv[1]);
-  return 2;
+  return run_filtered(filter, sizeof(filter) / sizeof(filter[0]), argc, argv);
 }
