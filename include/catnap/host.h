@@ -129,8 +129,12 @@ class CATNAP_EXPORT Host {
   // Errors: NOT_FOUND.
   absl::StatusOr<Snapshot> GetSnapshot(std::string_view id_or_name) const;
   // Makes ahead of demand what `count` machines of the image need, so that
-  // MicroVM::Run() is as fast as it can be. Blocks.
-  // Errors: INVALID_ARGUMENT; as MicroVM::Run().
+  // MicroVM::Run() is as fast as it can be: all of the image's memory, and
+  // machines that wait, with which the kernel's memory for them counts (1.5 MiB
+  // each for 512 MiB and one processor). Blocks.
+  // Errors: INVALID_ARGUMENT; RESOURCE_EXHAUSTED, all that wait would take more
+  // than 192 MiB or half of RLIMIT_NOFILE, and none was made; as
+  // MicroVM::Run().
   absl::Status Prewarm(const Image& image, int count);
 
   // Suspends or ends what runs, ends every call, and joins all threads. Calls

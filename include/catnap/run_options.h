@@ -46,6 +46,9 @@ struct IdlePolicy {
 
 // What the last handle of a MicroVM does when it goes, in the background.
 enum class OnRelease { kKeep, kSuspend, kTerminate };
+// kDurable: it outlives its Host and its process. What a Run(), Restore() or
+// Fork() made survives a crash of the machine from some milliseconds after the
+// call on; what a Suspend() stored, from its return on.
 // kEphemeral: nothing is recorded or synced, and it ends with its Host, asleep
 // or not.
 enum class Durability { kDurable, kEphemeral };
