@@ -101,6 +101,18 @@ std::string LastLine(std::string_view text) {
   return "";
 }
 
+// Lets the helper be this far ahead of us. A frame that its socket has no room
+// for is lost, and the guest waits for TCP's timers: 0.7 MiB/s to the guest
+// with the kernel's default of 208 KiB, 6 MiB/s with this.
+void MakeRoom(int socket) {
+  const int bytes = 4 << 20;
+  // FORCE is root's; others get what net.core.wmem_max allows.
+  if (::setsockopt(socket, SOL_SOCKET, SO_SNDBUFFORCE, &bytes, sizeof(bytes)) !=
+      0) {
+    ::setsockopt(socket, SOL_SOCKET, SO_SNDBUF, &bytes, sizeof(bytes));
+  }
+}
+
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<HelperProcess>> HelperProcess::Start(
@@ -112,6 +124,7 @@ absl::StatusOr<std::unique_ptr<HelperProcess>> HelperProcess::Start(
   std::unique_ptr<HelperProcess> helper(new HelperProcess());
   helper->socket_ = std::make_shared<base::UniqueFd>(pair[0]);
   const base::UniqueFd low_theirs(pair[1]);
+  MakeRoom(pair[1]);
   CATNAP_ASSIGN_OR_RETURN(const base::UniqueFd theirs, MoveUp(low_theirs));
   if (::fcntl(pair[0], F_SETFL, O_NONBLOCK) != 0) {
     return ErrnoError(errno, "F_SETFL for {}", program);

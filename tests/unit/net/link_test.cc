@@ -4,6 +4,7 @@
 #include <fcntl.h>
 #include <netinet/in.h>
 #include <signal.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -19,6 +20,7 @@
 #include <thread>
 
 #include "io/event_loop.h"
+#include "net/helper_process.h"
 #include "support/guest_frames.h"
 
 namespace catnap::net {
@@ -293,6 +295,21 @@ TEST_CASE("A helper that takes nothing costs a bounded queue") {
   const GateStats stats = link->stats().gate;
   CHECK(stats.refused_out[static_cast<size_t>(Refusal::kQueueFull)] > 0);
   CHECK(stats.frames_out > 300);
+}
+
+TEST_CASE("A helper may be ahead of its reader by more than the default") {
+  // More than a socket of the kernel's default takes, and not more than an
+  // ordinary user's. Blocks when there is no room.
+  constexpr int kBytes = 256 << 10;
+  auto helper = HelperProcess::Start(
+      "/bin/sh", {"-c", "dd if=/dev/zero bs=64k count=4 >&3 2>/dev/null"});
+  REQUIRE(helper.ok());
+  int arrived = 0;
+  CHECK(WaitUntil([&] {
+    ::ioctl((*helper)->socket()->get(), FIONREAD, &arrived);
+    return arrived >= kBytes;
+  }));
+  CHECK(arrived == kBytes);
 }
 
 TEST_CASE("The helper ends with the link") {
