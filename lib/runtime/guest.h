@@ -46,6 +46,16 @@ struct StoredSizes {
   uint64_t own_bytes = 0;     // Memory that differs from its image's.
 };
 
+// What a copy of a guest is made for.
+enum class CaptureUse {
+  // Guests start from it: it is kept, and the guest it is of goes on over the
+  // same pages. So they take memory once, but the guest has to touch all anew.
+  kRun,
+  // It is stored and let go of: until then the guest's own pages are in memory
+  // twice, and the guest stands still for as short as can be.
+  kStore,
+};
+
 // A guest's memory, disk and machine as they were at one instant, in memory:
 // what forks start from. Immutable, thread-safe.
 class CapturedGuest {
@@ -156,7 +166,7 @@ class Guest {
   // Copies the guest, which stands still for some milliseconds and goes on.
   // Errors: as Suspend().
   virtual absl::StatusOr<std::shared_ptr<CapturedGuest>> Capture(
-      const agent::CallLimits& limits) = 0;
+      CaptureUse use, const agent::CallLimits& limits) = 0;
 };
 
 // Starts guests. Thread-safe; blocks while the kernel is loaded.

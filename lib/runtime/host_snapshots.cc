@@ -119,7 +119,7 @@ absl::StatusOr<std::shared_ptr<SnapshotData>> HostCore::Take(
   }
   CATNAP_ASSIGN_OR_RETURN(
       std::shared_ptr<CapturedGuest> captured,
-      vm->Capture(limits,
+      vm->Capture(stored ? CaptureUse::kStore : CaptureUse::kRun, limits,
                   [&](const std::filesystem::path& sleeps_in,
                       uint64_t own_bytes) -> absl::Status {
                     record.own_bytes = own_bytes;

@@ -121,9 +121,10 @@ absl::Status HostCore::BuildGuest(ImageRecord* record, const ImageSpec& spec,
              lines);
   CATNAP_RETURN_IF_ERROR(vm->Prepare());
   CATNAP_RETURN_IF_ERROR(vm->Start(limits));
-  const auto captured = vm->Capture(
-      limits, [](const std::filesystem::path& /*sleeps_in*/,
-                 uint64_t /*own_bytes*/) { return absl::OkStatus(); });
+  const auto captured =
+      vm->Capture(CaptureUse::kRun, limits,
+                  [](const std::filesystem::path& /*sleeps_in*/,
+                     uint64_t /*own_bytes*/) { return absl::OkStatus(); });
   if (!captured.ok()) return captured.status();
   CATNAP_ASSIGN_OR_RETURN(
       const std::vector<base::PageRange> hot,

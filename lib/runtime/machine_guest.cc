@@ -113,6 +113,11 @@ vmm::Prefetch PrefetchOf(Prefetch prefetch) {
   return vmm::Prefetch::kHotSet;
 }
 
+vmm::MachineCapture::Memory MemoryOf(CaptureUse use) {
+  return use == CaptureUse::kStore ? vmm::MachineCapture::Memory::kApart
+                                   : vmm::MachineCapture::Memory::kShared;
+}
+
 CapturedMachine::~CapturedMachine() {
   std::error_code error;  // What stays is removed when the Host is opened.
   std::filesystem::remove_all(disk_directory_, error);
@@ -410,7 +415,7 @@ absl::Status MachineGuest::Resume(const std::filesystem::path& directory,
 
 absl::StatusOr<std::shared_ptr<CapturedGuest>> MachineGuest::CaptureStanding(
     RunningMachine& running, vmm::MachineCapture& capture,
-    const std::filesystem::path& disk_directory) {
+    const std::filesystem::path& disk_directory, CaptureUse use) {
   CATNAP_ASSIGN_OR_RETURN(auto sections, running.machine().Save());
   CATNAP_RETURN_IF_ERROR(running.root()->Freeze());
   CATNAP_RETURN_IF_ERROR(AddDiskSection(*running.root(), &sections));
@@ -419,7 +424,7 @@ absl::StatusOr<std::shared_ptr<CapturedGuest>> MachineGuest::CaptureStanding(
   connection_->Continue();
   ThawPrograms();
   CATNAP_ASSIGN_OR_RETURN(auto captured, capture.Finish());
-  {
+  if (use == CaptureUse::kRun) {
     const base::MutexLock lock(&mutex_);
     origin_ = captured;
   }
@@ -433,7 +438,7 @@ absl::StatusOr<std::shared_ptr<CapturedGuest>> MachineGuest::CaptureStanding(
 }
 
 absl::StatusOr<std::shared_ptr<CapturedGuest>> MachineGuest::Capture(
-    const agent::CallLimits& limits) {
+    CaptureUse use, const agent::CallLimits& limits) {
   const base::MutexLock change(&change_mutex_);
   CATNAP_ASSIGN_OR_RETURN(const Running running, Awake());
   std::shared_ptr<const vmm::GuestTemplate> origin;
@@ -452,19 +457,19 @@ absl::StatusOr<std::shared_ptr<CapturedGuest>> MachineGuest::Capture(
     return ErrnoError(error.value(), "make {}", disk_directory.string());
   }
   auto captured =
-      CaptureInto(disk_directory, *running, std::move(origin), limits);
+      CaptureInto(disk_directory, *running, std::move(origin), use, limits);
   if (!captured.ok()) std::filesystem::remove_all(disk_directory, error);
   return captured;
 }
 
 absl::StatusOr<std::shared_ptr<CapturedGuest>> MachineGuest::CaptureInto(
     const std::filesystem::path& disk_directory, RunningMachine& running,
-    std::shared_ptr<const vmm::GuestTemplate> origin,
+    std::shared_ptr<const vmm::GuestTemplate> origin, CaptureUse use,
     const agent::CallLimits& limits) {
   CATNAP_ASSIGN_OR_RETURN(
       const auto capture,
       vmm::MachineCapture::Prepare(
-          &running.machine(), std::move(origin),
+          &running.machine(), std::move(origin), MemoryOf(use),
           {.stop = limits.stop, .deadline = limits.deadline}));
   CATNAP_RETURN_IF_ERROR(running.root()->PrepareFreeze());
   CATNAP_RETURN_IF_ERROR(FreezePrograms(kCaptureBound, limits));
@@ -472,7 +477,7 @@ absl::StatusOr<std::shared_ptr<CapturedGuest>> MachineGuest::CaptureInto(
   if (absl::Status paused = running.machine().Pause(); !paused.ok()) {
     captured = std::move(paused);
   } else {
-    captured = CaptureStanding(running, *capture, disk_directory);
+    captured = CaptureStanding(running, *capture, disk_directory, use);
   }
   if (!captured.ok()) GoOn(running);
   return captured;

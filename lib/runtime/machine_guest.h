@@ -43,6 +43,7 @@ absl::StatusOr<StoredSizes> StoreStanding(
 
 // How templates for such a guest are loaded.
 vmm::Prefetch PrefetchOf(Prefetch prefetch);
+vmm::MachineCapture::Memory MemoryOf(CaptureUse use);
 
 // A guest in memory: its machine's template, and its disk's frozen layers in a
 // directory of their own, which goes with this.
@@ -107,7 +108,7 @@ class MachineGuest final : public Guest {
   absl::Status Resume(const std::filesystem::path& directory,
                       const agent::CallLimits& limits) override;
   absl::StatusOr<std::shared_ptr<CapturedGuest>> Capture(
-      const agent::CallLimits& limits) override;
+      CaptureUse use, const agent::CallLimits& limits) override;
 
  private:
   using Running = std::shared_ptr<RunningMachine>;
@@ -133,11 +134,11 @@ class MachineGuest final : public Guest {
   // With the disk's part in a directory that is there; failed, the guest runs.
   absl::StatusOr<std::shared_ptr<CapturedGuest>> CaptureInto(
       const std::filesystem::path& disk_directory, RunningMachine& running,
-      std::shared_ptr<const vmm::GuestTemplate> origin,
+      std::shared_ptr<const vmm::GuestTemplate> origin, CaptureUse use,
       const agent::CallLimits& limits);
   absl::StatusOr<std::shared_ptr<CapturedGuest>> CaptureStanding(
       RunningMachine& running, vmm::MachineCapture& capture,
-      const std::filesystem::path& disk_directory);
+      const std::filesystem::path& disk_directory, CaptureUse use);
 
   const MachineMeans means_;
   const GuestConfig config_;  // But for `egress`.

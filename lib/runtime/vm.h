@@ -120,7 +120,7 @@ class Vm : public std::enable_shared_from_this<Vm> {
   // the call, and how many bytes of its memory are its own. Blocks. Errors: as
   // Guest::Capture(); FAILED_PRECONDITION, it has only its disk.
   absl::StatusOr<std::shared_ptr<CapturedGuest>> Capture(
-      const agent::CallLimits& limits,
+      CaptureUse use, const agent::CallLimits& limits,
       const std::function<absl::Status(const std::filesystem::path&, uint64_t)>&
           if_asleep);
 

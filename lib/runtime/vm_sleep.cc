@@ -399,7 +399,7 @@ absl::Status Vm::StartAgain(const agent::CallLimits& limits) {
 }
 
 absl::StatusOr<std::shared_ptr<CapturedGuest>> Vm::Capture(
-    const agent::CallLimits& limits,
+    CaptureUse use, const agent::CallLimits& limits,
     const std::function<absl::Status(const std::filesystem::path&, uint64_t)>&
         if_asleep) {
   const std::stop_callback wake(limits.stop, [this] {
@@ -439,8 +439,8 @@ absl::StatusOr<std::shared_ptr<CapturedGuest>> Vm::Capture(
   } else {
     const std::stop_callback by_caller(
         limits.stop, [stop]() mutable { stop.request_stop(); });
-    captured =
-        guest->Capture(agent::CallLimits(limits.deadline, stop.get_token()));
+    captured = guest->Capture(
+        use, agent::CallLimits(limits.deadline, stop.get_token()));
   }
   EndMove(captured.status(), /*own=*/true);
   if (!captured.ok() && !limits.stop.stop_requested()) {

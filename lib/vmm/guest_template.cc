@@ -141,6 +141,13 @@ std::vector<memory::Pager*> PagersOf(const MemoryImage& image,
   return pagers;
 }
 
+bool IsFull(const MemoryImage& image) {
+  return std::all_of(
+      image.files().begin(), image.files().end(), [](const auto& file) {
+        return file->pager() == nullptr || file->pager()->full();
+      });
+}
+
 // So that whoever reads them does not wait for pages that never come.
 absl::Status WaitUntilFull(const MemoryImage& image, const MemoryImage* below,
                            const StorageOptions& options) {
@@ -229,7 +236,12 @@ absl::StatusOr<std::shared_ptr<const GuestTemplate>> GuestTemplate::Load(
                 return a.offset < b.offset;
               });
   }
-  CATNAP_ASSIGN_OR_RETURN(auto overlaid, memory::Overlay(*below, file, ranges));
+  memory::OverlayOptions overlay;
+  // What closes a gap is read from the image, and most of that is not there
+  // yet: more mappings take less time than waiting for it.
+  if (!IsFull(*below)) overlay.wanted_extents = overlay.max_extents;
+  CATNAP_ASSIGN_OR_RETURN(auto overlaid,
+                          memory::Overlay(*below, file, ranges, overlay));
 
   // new: the constructor is private.
   std::shared_ptr<GuestTemplate> result(new GuestTemplate());
@@ -371,9 +383,9 @@ absl::StatusOr<StorageSizes> StoreMachine(
 
 absl::StatusOr<std::unique_ptr<MachineCapture>> MachineCapture::Prepare(
     Machine* machine, std::shared_ptr<const GuestTemplate> origin,
-    const StorageOptions& options) {
+    Memory memory, const StorageOptions& options) {
   // new: the constructor is private.
-  std::unique_ptr<MachineCapture> capture(new MachineCapture());
+  std::unique_ptr<MachineCapture> capture(new MachineCapture(memory));
   CATNAP_ASSIGN_OR_RETURN(capture->arena_,
                           memory::Arena::Create(machine->memory()));
   CATNAP_RETURN_IF_ERROR(
@@ -390,16 +402,20 @@ absl::StatusOr<std::unique_ptr<MachineCapture>> MachineCapture::Prepare(
 absl::Status MachineCapture::Take(Machine* machine,
                                   std::vector<state::SavedSection> sections) {
   CATNAP_RETURN_IF_ERROR(arena_->Capture(machine->memory()));
-  CATNAP_ASSIGN_OR_RETURN(auto overlaid, arena_->Image());
-  // The pages are in the arena now: once is enough.
-  CATNAP_RETURN_IF_ERROR(machine->memory().Rebase(overlaid.image));
   result_ = std::shared_ptr<GuestTemplate>(new GuestTemplate());
-  result_->memory_ = std::move(overlaid.image);
   result_->sections_ = std::move(sections);
+  if (memory_ == Memory::kApart) return absl::OkStatus();
+  CATNAP_ASSIGN_OR_RETURN(auto overlaid, arena_->Image());
+  CATNAP_RETURN_IF_ERROR(machine->memory().Rebase(overlaid.image));
+  result_->memory_ = std::move(overlaid.image);
   return absl::OkStatus();
 }
 
 absl::StatusOr<std::shared_ptr<const GuestTemplate>> MachineCapture::Finish() {
+  if (result_->memory_ == nullptr) {
+    CATNAP_ASSIGN_OR_RETURN(auto overlaid, arena_->Image());
+    result_->memory_ = std::move(overlaid.image);
+  }
   CATNAP_RETURN_IF_ERROR(arena_->Seal());
   // Own are the pages beside the image's, however many captures lie between.
   if (origin_ != nullptr) {

@@ -161,26 +161,35 @@ absl::StatusOr<StorageSizes> StoreMachine(
 // as can be:
 //
 //   Prepare   the guest runs
-//   Take      it is paused, and Machine::Save() returned `sections`; afterwards
-//             the machine itself runs on over the template's memory
+//   Take      it is paused, and Machine::Save() returned `sections`
 //   Finish    it runs again
 //
 // Thread-compatible.
 class MachineCapture {
  public:
+  enum class Memory {
+    // The machine itself runs on over the template's memory: what it has of its
+    // own is in memory once, and a next capture copies what is new since. Its
+    // guest faults in again all that it touches.
+    kShared,
+    // The machine keeps its own pages, beside the template's copy of them, for
+    // a template that is not kept for long.
+    kApart,
+  };
   // `origin` as for StoreMachine(). Waits until all memory is there that is
   // still being read, so that the template is whole.
   // Errors: RESOURCE_EXHAUSTED, as StorageOptions say, ...
   static absl::StatusOr<std::unique_ptr<MachineCapture>> Prepare(
       Machine* machine, std::shared_ptr<const GuestTemplate> origin,
-      const StorageOptions& options = {});
+      Memory memory, const StorageOptions& options = {});
   absl::Status Take(Machine* machine,
                     std::vector<state::SavedSection> sections);
   absl::StatusOr<std::shared_ptr<const GuestTemplate>> Finish();
 
  private:
-  MachineCapture() = default;
+  explicit MachineCapture(Memory memory) : memory_(memory) {}
 
+  const Memory memory_;
   std::shared_ptr<const GuestTemplate> origin_;
   std::unique_ptr<memory::Arena> arena_;
   std::shared_ptr<GuestTemplate> result_;

@@ -319,13 +319,16 @@ TEST_CASE("A guest that is stored while it is read loses nothing") {
 
 TEST_CASE("A guest that is copied while it is read has whole children") {
   const auto prefetch = GENERATE(Prefetch::kLazy, Prefetch::kHotSet);
+  const auto memory =
+      GENERATE(MachineCapture::Memory::kShared, MachineCapture::Memory::kApart);
   Store store;
   const Template image = Must(store.Load(store.StoreFirst(), prefetch));
   const auto machine = Launched(image);
   REQUIRE(machine->Start().ok());
   // It would come to its end while a slow machine reads the rest.
   REQUIRE(machine->Pause().ok());
-  auto capture = MachineCapture::Prepare(machine.get(), image, store.options());
+  auto capture =
+      MachineCapture::Prepare(machine.get(), image, memory, store.options());
   REQUIRE(capture.ok());
   REQUIRE(machine->Start().ok());
   REQUIRE((*capture)->Take(machine.get(), PauseAndSave(*machine)).ok());

@@ -231,7 +231,8 @@ TEST_CASE("A guest is stored whole after a copy of it that failed") {
     const auto running = host.factory().machine(kId);
     vmm::Machine& machine = running->machine();
     const auto before = machine.memory().image();
-    auto capture = vmm::MachineCapture::Prepare(&machine, running->origin());
+    auto capture = vmm::MachineCapture::Prepare(
+        &machine, running->origin(), vmm::MachineCapture::Memory::kShared);
     REQUIRE(capture.ok());
     REQUIRE(machine.Pause().ok());
     auto sections = machine.Save();
@@ -251,6 +252,48 @@ TEST_CASE("A guest is stored whole after a copy of it that failed") {
     CHECK(host.woken == host.slept);
     REQUIRE(host.factory().WaitForSteps(kId, 5));
   }
+}
+
+TEST_CASE("A guest keeps its pages when a copy of it is stored") {
+  WriterHost host;
+  const MicroVM vm = host.Run();
+  REQUIRE(vm.Suspend().ok());
+  REQUIRE(vm.Resume().ok());
+  REQUIRE(host.factory().WaitForSteps(kId, 5));
+  const auto running = host.factory().machine(kId);
+  const auto image = running->machine().memory().image();
+  const auto stored = vm.TakeSnapshot({.name = "stored"});
+  REQUIRE(stored.ok());
+  CHECK(running->machine().memory().image() == image);
+  // Guests start from this one: they share what the guest goes on over.
+  const auto kept = vm.TakeSnapshot({.where = SnapshotOptions::Where::kMemory});
+  REQUIRE(kept.ok());
+  CHECK(running->machine().memory().image() != image);
+  REQUIRE(host.factory().WaitForSteps(kId, 5));
+  REQUIRE(vm.Suspend().ok());
+  for (const auto& snapshot : {*stored, *kept}) {
+    const auto copy = MicroVM::Restore(host.host(), snapshot, {.id = "copy"});
+    INFO(copy.status().ToString());
+    REQUIRE(copy.ok());
+    CHECK(host.factory().WaitForSteps("copy", 5));
+    REQUIRE(copy->Terminate().ok());
+  }
+  REQUIRE(vm.Resume().ok());
+  CHECK(host.factory().WaitForSteps(kId, 5));
+}
+
+TEST_CASE("A suspend after a stored copy writes only what changed") {
+  WriterHost host;
+  const MicroVM vm = host.Run();
+  REQUIRE(vm.Suspend().ok());
+  REQUIRE(vm.Resume().ok());
+  REQUIRE(host.factory().WaitForSteps(kId, 5));
+  const uint64_t first = vm.GetUsage().snapshot_bytes_written;
+  REQUIRE(vm.TakeSnapshot({.name = "one"}).ok());
+  REQUIRE(vm.Suspend().ok());
+  const uint64_t second = vm.GetUsage().snapshot_bytes_written - first;
+  CAPTURE(first, second);
+  CHECK(second < first);
 }
 
 TEST_CASE("A guest does not wake over the memory of another image") {

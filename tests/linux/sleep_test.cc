@@ -181,7 +181,7 @@ TEST_CASE("A Linux guest's copies go their own ways") {
   const auto parent = host.Start("parent");
   REQUIRE(Sh(*parent, kCount) == "started\n");
   REQUIRE(Sh(*parent, "echo common >/etc/file").empty());
-  auto captured = parent->Capture(test::Deadline());
+  auto captured = parent->Capture(CaptureUse::kRun, test::Deadline());
   INFO(captured.status().ToString());
   REQUIRE(captured.ok());
   CHECK((*captured)->own_bytes() > 0);
@@ -240,7 +240,8 @@ TEST_CASE("A Linux guest runs on when it cannot be stored") {
   CHECK_FALSE(guest->Suspend("/no/such/directory", {}).ok());
   // A copy that fails leaves nothing either.
   CHECK_FALSE(guest
-                  ->Capture(agent::CallLimits(std::chrono::steady_clock::now(),
+                  ->Capture(CaptureUse::kStore,
+                            agent::CallLimits(std::chrono::steady_clock::now(),
                                               stop.get_token()))
                   .ok());
   for (const auto& entry :

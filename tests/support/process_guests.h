@@ -183,7 +183,7 @@ class ProcessGuest final : public runtime::Guest {
     return absl::OkStatus();
   }
   absl::StatusOr<std::shared_ptr<runtime::CapturedGuest>> Capture(
-      const agent::CallLimits& limits) override {
+      runtime::CaptureUse /*use*/, const agent::CallLimits& limits) override {
     ++faults_->captures;
     const absl::Status waited = Delay(*faults_, limits.stop, limits.deadline);
     if (!waited.ok()) return waited;

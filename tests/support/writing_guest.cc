@@ -472,7 +472,7 @@ class WriterFactory::WriterGuest final : public runtime::Guest {
   }
 
   absl::StatusOr<std::shared_ptr<runtime::CapturedGuest>> Capture(
-      const agent::CallLimits& /*limits*/) override {
+      runtime::CaptureUse use, const agent::CallLimits& /*limits*/) override {
     const base::MutexLock change(&change_mutex_);
     CATNAP_ASSIGN_OR_RETURN(const Running now, Awake());
     Template origin;
@@ -486,7 +486,8 @@ class WriterFactory::WriterGuest final : public runtime::Guest {
     std::filesystem::create_directory(layers);
     CATNAP_ASSIGN_OR_RETURN(
         const auto capture,
-        vmm::MachineCapture::Prepare(&now->machine(), std::move(origin)));
+        vmm::MachineCapture::Prepare(&now->machine(), std::move(origin),
+                                     runtime::MemoryOf(use)));
     CATNAP_RETURN_IF_ERROR(now->root()->PrepareFreeze());
     CATNAP_RETURN_IF_ERROR(now->machine().Pause());
     absl::Status taken;
@@ -501,7 +502,7 @@ class WriterFactory::WriterGuest final : public runtime::Guest {
     CATNAP_RETURN_IF_ERROR(now->machine().Start());
     CATNAP_RETURN_IF_ERROR(taken);
     CATNAP_ASSIGN_OR_RETURN(auto captured, capture->Finish());
-    {
+    if (use == runtime::CaptureUse::kRun) {
       const base::MutexLock lock(&mutex_);
       origin_ = captured;
     }
