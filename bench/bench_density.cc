@@ -75,6 +75,8 @@ int main(int argc, char** argv) {
   Check("open the Host", host.status());
   const auto image = catnap::Image::GetOrBuild(**host, PythonImage());
   Check("build the image", image.status());
+  // All of the image's memory, which grows with no fork.
+  Check("prewarm", (*host)->Prewarm(*image, 0));
   const auto parent = MicroVM::Run(**host, *image);
   Check("run the parent", parent.status());
   Check("exec in the parent", parent->Exec({.argv = {"/bin/true"}}).status());

@@ -96,7 +96,8 @@ struct GuestConfig {
   Prefetch prefetch = Prefetch::kHotSet;
   std::string vm_id;
   // With an origin: /run/catnap/env from before its programs run on, as
-  // NAME=value. A boot leaves that to its caller.
+  // NAME=value. A boot leaves that, and the rest of its identity, to its
+  // caller.
   std::vector<std::string> env;
   std::shared_ptr<LogSink> log;
   std::shared_ptr<Executor> executor;  // Of the log.

@@ -4,10 +4,10 @@
 #include <utility>
 
 #include "agent/sleep.h"
-#include "base/random.h"
 #include "base/status.h"
 #include "disk/layer_chain.h"
 #include "runtime/completion.h"
+#include "runtime/guest_identity.h"
 #include "runtime/network_policy.h"
 #include "runtime/stored_disk.h"
 
@@ -296,14 +296,7 @@ absl::Status MachineGuest::WakePrograms(
   options.is_copy = is_copy;
   options.connections = agent::Connections::kDestroy;
   options.env = std::move(env);
-  if (is_copy) {
-    options.hostname = config_.vm_id;
-    CATNAP_ASSIGN_OR_RETURN(options.machine_id, base::RandomBytes<16>());
-    CATNAP_ASSIGN_OR_RETURN(const auto generation, base::RandomBytes<8>());
-    for (const uint8_t byte : generation) {
-      options.generation = options.generation << 8 | byte;
-    }
-  }
+  if (is_copy) CATNAP_RETURN_IF_ERROR(AddIdentity(config_.vm_id, &options));
   const Completion<absl::StatusOr<std::string>> awake;
   agent::Wake(client.get(), options, within,
               [awake](absl::StatusOr<std::string> left_out) {

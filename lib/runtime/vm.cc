@@ -179,7 +179,7 @@ absl::Status Vm::StartGuest(std::optional<GuestOrigin> origin,
   }
   if (guest == nullptr) return started;
   CATNAP_RETURN_IF_ERROR(WaitForAgent(guest, limits));
-  return boots ? PublishEnvironment(limits) : absl::OkStatus();
+  return boots ? IntroduceGuest(limits) : absl::OkStatus();
 }
 
 absl::Status Vm::WaitForAgent(const std::shared_ptr<Guest>& guest,

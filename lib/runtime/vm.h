@@ -212,8 +212,8 @@ class Vm : public std::enable_shared_from_this<Vm> {
                           const agent::CallLimits& limits);
   absl::Status WaitForAgent(const std::shared_ptr<Guest>& guest,
                             const agent::CallLimits& limits);
-  // Of a guest that booted: puts OwnEnvironment() where programs look for it.
-  absl::Status PublishEnvironment(const agent::CallLimits& limits);
+  // Of a guest that booted: tells it what a wake tells a copy.
+  absl::Status IntroduceGuest(const agent::CallLimits& limits);
   absl::Status StartApplication(const agent::CallLimits& limits);
   void OnApplicationEnd(const std::string& text);
   // Takes part in the application of a guest that did not boot.

@@ -5,6 +5,7 @@
 #include "agent/sleep.h"
 #include "base/status.h"
 #include "runtime/completion.h"
+#include "runtime/guest_identity.h"
 #include "runtime/network_policy.h"
 #include "runtime/vm.h"
 
@@ -117,11 +118,11 @@ std::vector<std::string> Vm::OwnEnvironment() const {
   return Texts(options_.env);
 }
 
-absl::Status Vm::PublishEnvironment(const agent::CallLimits& limits) {
-  if (options_.env.empty()) return absl::OkStatus();
+absl::Status Vm::IntroduceGuest(const agent::CallLimits& limits) {
   CATNAP_ASSIGN_OR_RETURN(const auto client, Client(limits));
   // A guest that is not frozen only takes what a wake brings.
   agent::WakeOptions options;
+  CATNAP_RETURN_IF_ERROR(AddIdentity(id_, &options));
   options.env = OwnEnvironment();
   const Completion<absl::StatusOr<std::string>> taken;
   agent::Wake(client.get(), options, limits,
@@ -130,7 +131,7 @@ absl::Status Vm::PublishEnvironment(const agent::CallLimits& limits) {
               });
   CATNAP_ASSIGN_OR_RETURN(const std::string left_out, taken.Wait());
   if (!left_out.empty()) {
-    log_.Warning("the guest did not take all of its environment: {}", left_out);
+    log_.Warning("the guest did not take all of its identity: {}", left_out);
   }
   return absl::OkStatus();
 }

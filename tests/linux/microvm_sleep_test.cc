@@ -3,6 +3,7 @@
 #include <chrono>
 #include <filesystem>
 #include <memory>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -106,7 +107,15 @@ TEST_CASE("A MicroVM falls asleep, wakes for who needs it, outlives its Host") {
   INFO(forks.status().ToString());
   REQUIRE(forks.ok());
   REQUIRE(forks->size() == 2);
+  std::set<std::string> ids = {Sh(*vm, "cat /etc/machine-id")};
   for (const MicroVM& fork : *forks) {
+    const std::string id = Sh(fork, "cat /etc/machine-id");
+    CHECK(id.size() == 33);
+    CHECK(ids.insert(id).second);
+    // In memory: no fork writes its disk for it.
+    CHECK(Sh(fork,
+             "/bin/busybox grep -c ' /etc/machine-id tmpfs ' "
+             "/proc/mounts") == "1\n");
     CHECK(Sh(fork, "echo $(hostname) >>/etc/file; cat /etc/file") ==
           "common\n" + fork.id() + "\n");
     const auto own_port = fork.ForwardPort({}, 8080);

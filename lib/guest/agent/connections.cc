@@ -16,6 +16,7 @@
 #include <cerrno>
 #include <cstdint>
 #include <cstring>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -104,7 +105,9 @@ class Netlink {
 
  private:
   const int fd_;
-  std::array<uint8_t, 16 << 10> buffer_;  // Not cleared: it is read into.
+  // Not cleared: it is read into. As much as the kernel sends at once unless
+  // there is room for more, for which it would take more pages.
+  std::array<uint8_t, 8 << 10> buffer_;
 };
 
 // This machine's addresses. On an error those that came: a connection too many
@@ -146,52 +149,68 @@ std::vector<Address> OwnAddresses() {
   return addresses;
 }
 
-bool IsOutside(const Address& peer, const std::vector<Address>& own) {
+// Also of no peer at all.
+bool IsLoopback(const Address& peer) {
   Address loopback{};
   loopback.back() = 1;
   const bool v4 =
       std::equal(kMapped.begin(), kMapped.begin() + 12, peer.begin());
-  if (peer == Address{} || peer == loopback) return false;
-  if (v4 && (peer[12] == 127 || peer[12] == 0)) return false;
-  return std::find(own.begin(), own.end(), peer) == own.end();
+  return peer == Address{} || peer == loopback ||
+         (v4 && (peer[12] == 127 || peer[12] == 0));
 }
 
-// Those of one family and protocol. `*found` says whether there were any.
-int DestroySome(uint8_t family, uint8_t protocol,
-                const std::vector<Address>& own, bool* found) {
-  Netlink list(NETLINK_SOCK_DIAG);
-  Netlink end(NETLINK_SOCK_DIAG);
-  inet_diag_req_v2 query{};
-  query.sdiag_family = family;
-  query.sdiag_protocol = protocol;
-  query.idiag_states = protocol == IPPROTO_TCP ? kTcpStates : kUdpStates;
-  int failed = 0;
-  const int error = list.Ask(
-      SOCK_DIAG_BY_FAMILY, NLM_F_DUMP, query,
-      [&](uint16_t /*type*/, std::span<const uint8_t> payload) {
-        inet_diag_msg message{};
-        if (payload.size() < sizeof(message)) return;
-        std::memcpy(&message, payload.data(), sizeof(message));
-        const Address peer =
-            ToAddress(message.idiag_family, message.id.idiag_dst);
-        if (!IsOutside(peer, own)) return;
-        inet_diag_req_v2 victim{};
-        victim.sdiag_family = message.idiag_family;
-        victim.sdiag_protocol = protocol;
-        victim.id = message.id;
-        const int one = end.Ask(SOCK_DESTROY, NLM_F_ACK, victim,
-                                [](uint16_t, std::span<const uint8_t>) {});
-        if (one == 0) *found = true;
-        // It ended by itself meanwhile.
-        if (one != 0 && one != ENOENT && failed == 0) failed = one;
-      });
-  return error != 0 ? error : failed;
-}
+// Looks at sockets, of which most guests have none that matter: what only a
+// victim needs is made when there is one.
+class Destroyer {
+ public:
+  // Those of one family and protocol. `*found` says whether there were any.
+  int DestroySome(uint8_t family, uint8_t protocol, bool* found) {
+    inet_diag_req_v2 query{};
+    query.sdiag_family = family;
+    query.sdiag_protocol = protocol;
+    query.idiag_states = protocol == IPPROTO_TCP ? kTcpStates : kUdpStates;
+    int failed = 0;
+    const int error =
+        list_.Ask(SOCK_DIAG_BY_FAMILY, NLM_F_DUMP, query,
+                  [&](uint16_t /*type*/, std::span<const uint8_t> payload) {
+                    inet_diag_msg message{};
+                    if (payload.size() < sizeof(message)) return;
+                    std::memcpy(&message, payload.data(), sizeof(message));
+                    if (!IsVictim(message)) return;
+                    const int one = Destroy(message, protocol);
+                    if (one == 0) *found = true;
+                    // It ended by itself meanwhile.
+                    if (one != 0 && one != ENOENT && failed == 0) failed = one;
+                  });
+    return error != 0 ? error : failed;
+  }
+
+ private:
+  bool IsVictim(const inet_diag_msg& message) {
+    const Address peer = ToAddress(message.idiag_family, message.id.idiag_dst);
+    if (IsLoopback(peer)) return false;
+    if (!own_.has_value()) own_ = OwnAddresses();
+    return std::find(own_->begin(), own_->end(), peer) == own_->end();
+  }
+  int Destroy(const inet_diag_msg& message, uint8_t protocol) {
+    if (!end_.has_value()) end_.emplace(NETLINK_SOCK_DIAG);
+    inet_diag_req_v2 victim{};
+    victim.sdiag_family = message.idiag_family;
+    victim.sdiag_protocol = protocol;
+    victim.id = message.id;
+    return end_->Ask(SOCK_DESTROY, NLM_F_ACK, victim,
+                     [](uint16_t, std::span<const uint8_t>) {});
+  }
+
+  Netlink list_{NETLINK_SOCK_DIAG};
+  std::optional<Netlink> end_;
+  std::optional<std::vector<Address>> own_;
+};
 
 }  // namespace
 
 int DestroyOutsideConnections() {
-  const std::vector<Address> own = OwnAddresses();
+  Destroyer destroyer;
   int first = 0;
   constexpr std::array<uint8_t, 2> kFamilies = {AF_INET, AF_INET6};
   constexpr std::array<uint8_t, 2> kProtocols = {IPPROTO_TCP, IPPROTO_UDP};
@@ -200,7 +219,7 @@ int DestroyOutsideConnections() {
       bool found = true;
       for (int i = 0; i < kMaxWalks && found; ++i) {
         found = false;
-        const int error = DestroySome(family, protocol, own, &found);
+        const int error = destroyer.DestroySome(family, protocol, &found);
         // A kernel without IPv6 has none of its sockets.
         const bool absent = error == ENOENT && family == AF_INET6;
         if (error != 0 && !absent && first == 0) first = error;

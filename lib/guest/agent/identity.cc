@@ -39,6 +39,30 @@ int WriteFile(const std::string& path, std::string_view text, int flags) {
   return error != 0 ? error : ENOSPC;
 }
 
+std::string CoverOf(const std::string& run_directory) {
+  return run_directory + "/machine-id";
+}
+
+// Whether programs see `ours` as the machine's id.
+bool Covers(const std::string& ours) {
+  struct stat own {};
+  struct stat seen {};
+  return stat(ours.c_str(), &own) == 0 && stat(kMachineId, &seen) == 0 &&
+         own.st_dev == seen.st_dev && own.st_ino == seen.st_ino;
+}
+
+// Into the file that is there, which takes no memory but what it has.
+int WriteOver(const std::string& path, std::string_view text) {
+  const int fd = open(path.c_str(), O_WRONLY | O_CLOEXEC | O_NOFOLLOW);
+  if (fd < 0) return errno;
+  const auto size = static_cast<ssize_t>(text.size());
+  const bool done = pwrite(fd, text.data(), text.size(), 0) == size &&
+                    ftruncate(fd, size) == 0;
+  const int error = done ? 0 : errno;
+  close(fd);
+  return error;
+}
+
 std::string Hex(const agent::MachineId& id) {
   std::string text;
   for (const uint8_t byte : id) {
@@ -93,8 +117,24 @@ int SetHostname(const std::string& name) {
   return sethostname(name.data(), name.size()) == 0 ? 0 : errno;
 }
 
+void CoverMachineId(const std::string& run_directory) {
+  const std::string ours = CoverOf(run_directory);
+  // For a mount to have a place. Where it cannot be made, one may be there.
+  const int fd =
+      open(kMachineId,
+           O_RDONLY | O_CREAT | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY,
+           0444);
+  if (fd < 0) return;
+  close(fd);
+  if (WriteFile(ours, ReadText(kMachineId, kMaxText), O_TRUNC) == 0) {
+    mount(ours.c_str(), kMachineId, nullptr, MS_BIND, nullptr);
+  }
+}
+
 int SetMachineId(const agent::MachineId& id, const std::string& run_directory) {
   const std::string text = Hex(id);
+  const std::string ours = CoverOf(run_directory);
+  if (!run_directory.empty() && Covers(ours)) return WriteOver(ours, text);
   if (ReadText(kMachineId, kMaxText) == text) return 0;
   int error = WriteFile(kMachineIdDraft, text, O_EXCL);
   if (error == ENOENT) return 0;
@@ -103,7 +143,6 @@ int SetMachineId(const agent::MachineId& id, const std::string& run_directory) {
     unlink(kMachineIdDraft);
   }
   if (error == 0 || run_directory.empty()) return error;
-  const std::string ours = run_directory + "/machine-id";
   const int written = WriteFile(ours, text, O_TRUNC);
   if (written != 0) return written;
   // It may be in place since the last time.

@@ -22,8 +22,12 @@ int MixEntropy(std::span<const uint8_t> entropy);
 
 int SetHostname(const std::string& name);
 
-// /etc/machine-id of the root. Where that cannot be written, a file of
-// `run_directory` is put over it, if it is there. A root without /etc has none.
+// Puts a file of `run_directory`, in memory, over /etc/machine-id, so that a
+// copy does not write its disk for it. A root without /etc has none.
+void CoverMachineId(const std::string& run_directory);
+
+// What programs see as /etc/machine-id: the cover, or else the root's file;
+// where that cannot be written, it is covered, if it is there.
 int SetMachineId(const agent::MachineId& id, const std::string& run_directory);
 
 }  // namespace catnap::guest

@@ -18,6 +18,7 @@
 #include <string_view>
 
 #include "guest/agent/hosts.h"
+#include "guest/agent/identity.h"
 #include "guest/agent/network.h"
 #include "guest/agent/text.h"
 
@@ -131,6 +132,7 @@ GuestConfig SetUpGuest() {
   const std::string_view disk = Argument(command_line, "catnap.root=");
   EnterRootDisk(disk.empty() ? "/dev/vda" : disk);
   NameTheHost();  // Where that cannot be, its address still is.
+  CoverMachineId(kRunDirectory);
   Mount("devpts", "/dev/pts", MS_NOSUID | MS_NOEXEC,
         "mode=0620,gid=5,ptmxmode=0666");
   Mount("tmpfs", "/dev/shm", MS_NOSUID | MS_NODEV, "mode=1777");

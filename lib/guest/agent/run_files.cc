@@ -10,6 +10,8 @@
 #include <cstdio>
 #include <string_view>
 
+#include "guest/agent/text.h"
+
 namespace catnap::guest {
 namespace {
 
@@ -33,9 +35,11 @@ RunFiles::RunFiles(const std::string& directory) : directory_(directory) {
   unlink(path.c_str());
   generation_fd_ =
       open(path.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0644);
-  if (generation_fd_ < 0) return;
-  fchmod(generation_fd_, 0644);
-  WriteGeneration();
+  if (generation_fd_ >= 0) {
+    fchmod(generation_fd_, 0644);
+    WriteGeneration();
+  }
+  SetEnv({});
 }
 
 RunFiles::~RunFiles() {
@@ -86,6 +90,11 @@ int RunFiles::SetEnv(const std::vector<std::string>& env) {
     text += "'\n";
   }
   const std::string path = directory_ + "/env";
+  // Most copies have their parent's; a new file takes memory in each.
+  if (access(path.c_str(), F_OK) == 0 &&
+      ReadText(path, text.size() + 1) == text) {
+    return 0;
+  }
   const std::string draft = directory_ + "/.env";
   unlink(draft.c_str());
   const int fd =

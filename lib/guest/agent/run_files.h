@@ -11,8 +11,8 @@ namespace catnap::guest {
 //
 //   generation   16 hexadecimal digits and a line feed. Changes at each wake,
 //                in place: a reader may map it, read it again, or watch it.
-//   env          NAME='value' in each line, quoted for a shell. Replaced whole.
-//                Not there: none were ever set.
+//   env          NAME='value' in each line, quoted for a shell. Replaced whole
+//                when it changes; empty until then.
 class RunFiles {
  public:
   // `directory` is made; "" for no files.

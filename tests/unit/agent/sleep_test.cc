@@ -330,7 +330,14 @@ TEST_CASE("A wake replaces the environment's file, for a shell to read") {
                                "\"$QUOTED\""}});
   REQUIRE(shown.ok());
   CHECK(shown->stdout_data == "b c||it's \"$A\"\nand `more`|");
+  // What is the same stays: the file, too.
+  struct stat before {};
+  struct stat after {};
+  REQUIRE(::stat((run + "/env").c_str(), &before) == 0);
   REQUIRE(WakeNow(agent.client()).ok());
+  REQUIRE(WakeNow(agent.client(), options).ok());
+  REQUIRE(::stat((run + "/env").c_str(), &after) == 0);
+  CHECK(before.st_ino == after.st_ino);
   CHECK(Content(run + "/env").starts_with("A='b c'\n"));
   options.env->clear();
   REQUIRE(WakeNow(agent.client(), options).ok());
