@@ -141,11 +141,17 @@ std::vector<memory::Pager*> PagersOf(const MemoryImage& image,
   return pagers;
 }
 
-bool IsFull(const MemoryImage& image) {
-  return std::all_of(
-      image.files().begin(), image.files().end(), [](const auto& file) {
+// What closes a gap between pages is read from `base`, and of one that is still
+// being filled most is not there yet: more mappings take less time than waiting
+// for it.
+memory::OverlayOptions OverlayOver(const MemoryImage& base) {
+  memory::OverlayOptions options;
+  const bool is_full = std::all_of(
+      base.files().begin(), base.files().end(), [](const auto& file) {
         return file->pager() == nullptr || file->pager()->full();
       });
+  if (!is_full) options.wanted_extents = options.max_extents;
+  return options;
 }
 
 // So that whoever reads them does not wait for pages that never come.
@@ -236,12 +242,8 @@ absl::StatusOr<std::shared_ptr<const GuestTemplate>> GuestTemplate::Load(
                 return a.offset < b.offset;
               });
   }
-  memory::OverlayOptions overlay;
-  // What closes a gap is read from the image, and most of that is not there
-  // yet: more mappings take less time than waiting for it.
-  if (!IsFull(*below)) overlay.wanted_extents = overlay.max_extents;
-  CATNAP_ASSIGN_OR_RETURN(auto overlaid,
-                          memory::Overlay(*below, file, ranges, overlay));
+  CATNAP_ASSIGN_OR_RETURN(auto overlaid, memory::Overlay(*below, file, ranges,
+                                                         OverlayOver(*below)));
 
   // new: the constructor is private.
   std::shared_ptr<GuestTemplate> result(new GuestTemplate());
@@ -386,14 +388,20 @@ absl::StatusOr<std::unique_ptr<MachineCapture>> MachineCapture::Prepare(
     Memory memory, const StorageOptions& options) {
   // new: the constructor is private.
   std::unique_ptr<MachineCapture> capture(new MachineCapture(memory));
-  CATNAP_ASSIGN_OR_RETURN(capture->arena_,
-                          memory::Arena::Create(machine->memory()));
-  CATNAP_RETURN_IF_ERROR(
-      WaitUntilFull(*machine->memory().image(), nullptr, options));
-  if (origin != nullptr && origin->image() != nullptr) {
-    CATNAP_RETURN_IF_ERROR(
-        WaitUntilFull(*origin->image()->memory_, nullptr, options));
+  const MemoryImage& image = *machine->memory().image();
+  memory::ArenaOptions arena;
+  if (memory == Memory::kShared) {
+    // What GuestMemory::Rebase() maps anew must be there.
+    CATNAP_RETURN_IF_ERROR(WaitUntilFull(image, nullptr, options));
+    if (origin != nullptr && origin->image() != nullptr) {
+      CATNAP_RETURN_IF_ERROR(
+          WaitUntilFull(*origin->image()->memory_, nullptr, options));
+    }
+  } else {
+    arena.overlay = OverlayOver(image);
   }
+  CATNAP_ASSIGN_OR_RETURN(capture->arena_,
+                          memory::Arena::Create(machine->memory(), arena));
   CATNAP_RETURN_IF_ERROR(capture->arena_->Prepare(machine->memory()));
   capture->origin_ = std::move(origin);
   return capture;

@@ -176,8 +176,8 @@ class MachineCapture {
     // a template that is not kept for long.
     kApart,
   };
-  // `origin` as for StoreMachine(). Waits until all memory is there that is
-  // still being read, so that the template is whole.
+  // `origin` as for StoreMachine(). With kShared it waits until all memory is
+  // there that is still being read, so that the template is whole.
   // Errors: RESOURCE_EXHAUSTED, as StorageOptions say, ...
   static absl::StatusOr<std::unique_ptr<MachineCapture>> Prepare(
       Machine* machine, std::shared_ptr<const GuestTemplate> origin,
