@@ -77,6 +77,7 @@ class Life {
     RunOptions run;
     run.id = kId;
     run.after_crash = AfterCrash::kLastCheckpoint;
+    run.memory = Prefetch::kAll;  // As quick as less, here.
     CATNAP_ASSIGN_OR_RETURN(vm_, MicroVM::Run(*host_, image, run));
     return absl::OkStatus();
   }

@@ -289,9 +289,10 @@ absl::StatusOr<FaultEnd> RunWithFaults(pid_t child, const FaultPlan& plan,
 }
 
 void FaultGate::Begin() {
-  state_->ready = true;
-  char byte = 0;
-  while (::read(go_, &byte, 1) < 0 && errno == EINTR) {
+  char byte = 'b';
+  while (::write(begins_.get(), &byte, 1) < 0 && errno == EINTR) {
+  }
+  while (::read(traced_.get(), &byte, 1) < 0 && errno == EINTR) {
   }
   state_->counting = true;
 }
@@ -299,12 +300,19 @@ void FaultGate::Begin() {
 absl::StatusOr<FaultEnd> LiveWithFaults(
     FaultPlan plan, const std::function<absl::Status(FaultGate&)>& live,
     std::string* error) {
+  std::array<int, 2> begins{};
+  std::array<int, 2> traced{};
+  if (::pipe2(begins.data(), O_CLOEXEC) != 0) {
+    return ErrnoError(errno, "make a pipe");
+  }
   FaultGate gate;
-  std::array<int, 2> go{};
-  if (::pipe2(go.data(), O_CLOEXEC) != 0) return ErrnoError(errno, "a pipe");
-  const base::UniqueFd read_end(go[0]);
-  const base::UniqueFd write_end(go[1]);
-  gate.go_ = read_end.get();
+  gate.begins_ = base::UniqueFd(begins[1]);
+  const base::UniqueFd begins_end(begins[0]);
+  if (::pipe2(traced.data(), O_CLOEXEC) != 0) {
+    return ErrnoError(errno, "make a pipe");
+  }
+  gate.traced_ = base::UniqueFd(traced[0]);
+  const base::UniqueFd traced_end(traced[1]);
   FaultGate::State& state = *gate.state_;
   const pid_t child = ::fork();
   if (child < 0) return ErrnoError(errno, "fork");
@@ -315,23 +323,25 @@ absl::StatusOr<FaultEnd> LiveWithFaults(
     ::_exit(status.ok() ? 0 : 1);
   }
   plan.counts = [&state] { return state.counting.load(); };
-  // Until it is ready it is on its own.
-  FaultEnd end;
-  bool ended = false;
-  while (!state.ready && !ended) {
-    ended = ::waitpid(child, &end.status, WNOHANG) == child;
-    std::this_thread::sleep_for(std::chrono::microseconds(200));
+  // Until it begins it is on its own. Its end closes the pipe.
+  gate.begins_.Reset();
+  char byte = 0;
+  ssize_t got = 0;
+  while ((got = ::read(begins_end.get(), &byte, 1)) < 0 && errno == EINTR) {
   }
-  if (!ended) {
-    auto traced = RunWithFaults(child, plan, [&write_end] {
-      if (::write(write_end.get(), "g", 1) != 1) std::abort();
+  FaultEnd end;
+  if (got == 1) {
+    auto run = RunWithFaults(child, plan, [&traced_end] {
+      if (::write(traced_end.get(), "t", 1) != 1) std::abort();
     });
-    if (!traced.ok()) {
+    if (!run.ok()) {
       ::kill(child, SIGKILL);
       ::waitpid(child, nullptr, 0);
-      return traced.status();
+      return run.status();
     }
-    end = *std::move(traced);
+    end = *std::move(run);
+  } else if (::waitpid(child, &end.status, 0) != child) {
+    return ErrnoError(errno, "wait for the child");
   }
   *error = state.error.data();
   return end;

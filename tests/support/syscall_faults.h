@@ -13,6 +13,7 @@
 #include <string>
 
 #include "absl/status/statusor.h"
+#include "base/unique_fd.h"
 
 // Faults at the system calls of a child process, by ptrace: nothing in the
 // program under test knows of them.
@@ -91,12 +92,12 @@ class FaultGate {
       FaultPlan plan, const std::function<absl::Status(FaultGate&)>& live,
       std::string* error);
   struct State {
-    std::atomic<bool> ready{false};
     std::atomic<bool> counting{false};
     std::array<char, 1024> error{};
   };
   Shared<State> state_;
-  int go_ = -1;
+  base::UniqueFd begins_;  // To who traces it,
+  base::UniqueFd traced_;  // and back.
 };
 
 // Runs `live` in a child process, which ends with 0 when that is OK; else
