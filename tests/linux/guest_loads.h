@@ -117,7 +117,8 @@ class NetworkLoad {
     REQUIRE(spawned == 0);
     WaitForServer();
 
-    // 15 s each: passt of Debian 12 resets what stands for 24.
+    // 15 s each: passt of Debian 12 resets a connection on which its server has
+    // sent nothing for the first 24.
     Command command;
     command.argv = {"/bin/sh", "-c",
                     "while iperf3 -c " +

@@ -140,7 +140,7 @@ class Chain {
     published_ = report.published;
   }
 
-  const test::RoomForFiles files_;
+  test::RoomForFiles files_;
   const std::filesystem::path state_ =
       std::filesystem::canonical(files_.path()) / "state";
   // What the next life may find.

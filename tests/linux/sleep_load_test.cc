@@ -48,6 +48,7 @@ struct Gauge {
 // All get on from now.
 void CheckGoOn(const std::vector<Gauge>& gauges) {
   std::vector<uint64_t> goals;
+  goals.reserve(gauges.size());
   for (const Gauge& gauge : gauges) goals.push_back(gauge.now() + gauge.least);
   const auto latest = std::chrono::steady_clock::now() + 60s;
   for (size_t i = 0; i < gauges.size(); ++i) {
@@ -105,8 +106,9 @@ class LoadedGuest {
   absl::Status Copy(SnapshotOptions::Where where, Snapshot* copy) {
     return TryAgain([&] {
       auto taken = vm_.TakeSnapshot({.where = where});
-      if (taken.ok()) *copy = *std::move(taken);
-      return taken.status();
+      if (!taken.ok()) return taken.status();
+      *copy = *std::move(taken);
+      return absl::OkStatus();
     });
   }
   absl::StatusOr<MicroVM> Restore(const Snapshot& copy) {
