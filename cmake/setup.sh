@@ -4,7 +4,7 @@
 #   cmake/setup.sh [build|checks|kernel|emulated|rootfs|bench|all]...  (default: all)
 #
 #   build     compiler and its cache, CMake, the dependencies of the library, of
-#             its programs and of the tests
+#             its programs and of the tests, with what these run in guests
 #   checks    clang and its tools, the ACPI compiler
 #   kernel    what the guest kernel is built from
 #   emulated  QEMU and what the emulated host's initramfs and disk need
@@ -18,7 +18,7 @@ set -euo pipefail
 
 build=(g++ cmake ninja-build ccache pkg-config libfmt-dev libabsl-dev liburing-dev
   libzstd-dev catch2 libarchive-dev libext2fs-dev comerr-dev e2fsprogs
-  passt)
+  passt busybox-static python3 fio iperf3)
 checks=(clang-14 clang-tidy-14 clang-format-14 libclang-rt-14-dev acpica-tools)
 kernel=(linux-source-6.1 gcc libc6-dev make flex bison bc perl libelf-dev
   libssl-dev xz-utils zstd cpio)

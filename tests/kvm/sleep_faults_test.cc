@@ -5,11 +5,7 @@
 // the MicroVM, compare every byte with what its guest must have written, let it
 // run on and suspend it, and to which something happens on the way. Who starts
 // them has no threads, so that it can fork, and no Host.
-#include <fcntl.h>
-#include <signal.h>
-#include <sys/mman.h>
 #include <sys/wait.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <array>
@@ -17,7 +13,6 @@
 #include <catch2/catch.hpp>
 #include <cerrno>
 #include <chrono>
-#include <cstring>
 #include <filesystem>
 #include <memory>
 #include <random>
@@ -60,8 +55,6 @@ struct LifeOptions {
 // no system call.
 struct Report {
   static constexpr int kMostStates = 8;
-  std::atomic<bool> ready{false};
-  std::atomic<bool> counting{false};
   std::atomic<int> woken{0};           // How often it was.
   std::atomic<int> slept{0};           // Of these kMostStates are told.
   std::atomic<bool> published{false};  // The last one, for certain.
@@ -70,50 +63,20 @@ struct Report {
   std::atomic<uint32_t> other_steps{0};
   WriterProgress woken_at;
   std::array<WriterProgress, kMostStates> slept_at;
-  std::array<char, 1024> error{};
-};
-
-class SharedReport {
- public:
-  SharedReport()
-      : memory_(::mmap(nullptr, sizeof(Report), PROT_READ | PROT_WRITE,
-                       MAP_SHARED | MAP_ANONYMOUS, -1, 0)) {
-    REQUIRE(memory_ != MAP_FAILED);
-    new (memory_) Report();
-  }
-  ~SharedReport() { ::munmap(memory_, sizeof(Report)); }
-  SharedReport(const SharedReport&) = delete;
-  SharedReport& operator=(const SharedReport&) = delete;
-
-  Report& operator*() { return *static_cast<Report*>(memory_); }
-  Report* operator->() { return static_cast<Report*>(memory_); }
-
- private:
-  void* const memory_;
 };
 
 // --- One life ----------------------------------------------------------------
 
 class Life {
  public:
-  Life(std::filesystem::path state, LifeOptions options, Report* report, int go)
+  Life(std::filesystem::path state, LifeOptions options, Report* report,
+       test::FaultGate* gate)
       : state_(std::move(state)),
         options_(options),
         report_(*report),
-        go_(go) {}
+        gate_(*gate) {}
 
   // In a child process.
-  [[noreturn]] void Live() {
-    const absl::Status status = Run();
-    if (!status.ok()) {
-      const std::string text = status.ToString();
-      std::strncpy(report_.error.data(), text.c_str(),
-                   report_.error.size() - 1);
-    }
-    ::_exit(status.ok() ? 0 : 1);
-  }
-
- private:
   absl::Status Run() {
     if (options_.plain && !test::RefuseIoUring()) {
       return ErrnoError(errno, "refuse io_uring");
@@ -124,10 +87,10 @@ class Life {
     CATNAP_RETURN_IF_ERROR(RunOn());
     if (options_.phase == Phase::kSuspend) {
       if (options_.rest) CATNAP_RETURN_IF_ERROR(Rest());
-      BeginFaults();
+      gate_.Begin();
     }
     const absl::Status slept = vm_.Suspend();
-    report_.counting = false;
+    gate_.End();
     if (!slept.ok()) {
       CATNAP_RETURN_IF_ERROR(OnRefusal(slept, MicroVMState::kRunning));
       if (absl::Status status = GoOn(); !status.ok()) {
@@ -142,6 +105,7 @@ class Life {
     return absl::OkStatus();
   }
 
+ private:
   absl::Status OpenHost() {
     auto core = runtime::HostCore::Open(
         {.state_dir = state_}, [this](base::Clock* clock) {
@@ -174,9 +138,9 @@ class Life {
       CATNAP_ASSIGN_OR_RETURN(vm_, MicroVM::Run(*host_, image, run));
       return absl::OkStatus();
     }
-    if (options_.phase == Phase::kResume) BeginFaults();
+    if (options_.phase == Phase::kResume) gate_.Begin();
     const absl::Status woken = vm_.Resume();
-    report_.counting = false;
+    gate_.End();
     if (woken.ok()) return absl::OkStatus();
     CATNAP_RETURN_IF_ERROR(OnRefusal(woken, MicroVMState::kSuspended));
     return AddContext(vm_.Resume(), "another Resume() after the fault");
@@ -223,15 +187,6 @@ class Life {
     report_.slept_at[static_cast<size_t>(number)] = at;
     report_.slept = number + 1;
     return absl::OkStatus();
-  }
-
-  // Who started it may trace it now.
-  void BeginFaults() {
-    report_.ready = true;
-    char byte = 0;
-    while (::read(go_, &byte, 1) < 0 && errno == EINTR) {
-    }
-    report_.counting = true;
   }
 
   absl::Status OnRefusal(const absl::Status& why, MicroVMState wanted) {
@@ -298,7 +253,7 @@ class Life {
   const std::filesystem::path state_;
   const LifeOptions options_;
   Report& report_;
-  const int go_;
+  test::FaultGate& gate_;
   WriterFactory* factory_ = nullptr;
   std::shared_ptr<Host> host_;
   MicroVM vm_;
@@ -317,24 +272,27 @@ class Chain {
 
   // One more life; says how it ended.
   test::FaultEnd Begin(const LifeOptions& options, test::FaultPlan plan = {}) {
-    SharedReport report;
-    std::array<int, 2> go{};
-    REQUIRE(::pipe2(go.data(), O_CLOEXEC) == 0);
-    const pid_t child = ::fork();
-    REQUIRE(child >= 0);
-    if (child == 0) Life(state_, options, &*report, go[0]).Live();
-    plan.counts = [&report] { return report->counting.load(); };
+    test::Shared<Report> report;
     // Held until another MicroVM has gone on.
     uint32_t from = 0;
     plan.release = [&report, from]() mutable {
       if (from == 0) from = report->other_steps + 1;
       return report->other_steps > from + 20;
     };
-    test::FaultEnd end = Trace(child, plan, *report, go[1]);
-    ::close(go[0]);
-    ::close(go[1]);
-    Judge(end, *report);
-    return end;
+    std::string error;
+    const auto end = test::LiveWithFaults(
+        std::move(plan),
+        [&](test::FaultGate& gate) {
+          // Its end is the process's: nothing is closed or put away.
+          return std::make_unique<Life>(state_, options, &*report, &gate)
+              .release()
+              ->Run();
+        },
+        &error);
+    INFO(end.status().ToString() << "; " << error);
+    REQUIRE(end.ok());
+    Judge(*end, *report);
+    return *end;
   }
 
   const std::filesystem::path& state() const { return state_; }
@@ -345,24 +303,8 @@ class Chain {
   int failed_disks = 0;
 
  private:
-  static test::FaultEnd Trace(pid_t child, const test::FaultPlan& plan,
-                              Report& report, int go) {
-    // Until it is ready it is on its own.
-    test::FaultEnd end;
-    while (!report.ready) {
-      if (::waitpid(child, &end.status, WNOHANG) == child) return end;
-      std::this_thread::sleep_for(std::chrono::microseconds(200));
-    }
-    const auto traced = test::RunWithFaults(
-        child, plan, [go] { REQUIRE(::write(go, "g", 1) == 1); });
-    if (!traced.ok()) ::kill(child, SIGKILL);
-    INFO(traced.status().ToString());
-    REQUIRE(traced.ok());
-    return *traced;
-  }
-
   void Judge(const test::FaultEnd& end, Report& report) {
-    INFO("fault at " << end.where << "; " << report.error.data());
+    INFO("fault at " << end.where);
     const bool killed =
         WIFSIGNALED(end.status) && WTERMSIG(end.status) == SIGKILL;
     REQUIRE(

@@ -19,12 +19,14 @@
 #include <chrono>
 #include <cstddef>
 #include <filesystem>
+#include <regex>
 #include <set>
 #include <string>
 #include <system_error>
 #include <thread>
 
 #include "base/status.h"
+#include "base/unique_fd.h"
 
 namespace catnap::test {
 namespace {
@@ -117,15 +119,20 @@ std::string FileOf(pid_t thread, const Call& call,
   return NameOfDescriptor(thread, static_cast<int>(registers.rdi)) + "/" + path;
 }
 
+std::string Name(const Call& call, const std::string& file) {
+  return fmt::format("{} {}", call.name, file);
+}
+
 std::string Describe(pid_t thread, const user_regs_struct& registers) {
   const Call* const call = FindCall(registers.orig_rax);
   if (call == nullptr) return fmt::format("call {}", registers.orig_rax);
-  return fmt::format("{} {}", call->name, FileOf(thread, *call, registers));
+  return Name(*call, FileOf(thread, *call, registers));
 }
 
 class Tracer {
  public:
-  Tracer(pid_t child, const FaultPlan& plan) : child_(child), plan_(plan) {}
+  Tracer(pid_t child, const FaultPlan& plan)
+      : child_(child), plan_(plan), call_(plan.call) {}
 
   absl::Status Attach() {
     // Threads that others make meanwhile are found when it is done again.
@@ -257,11 +264,14 @@ class Tracer {
         (call->kind != Kind::kTransfer || registers.rdx < 2)) {
       return false;
     }
-    return FileOf(thread, *call, registers).rfind(plan_.directory, 0) == 0;
+    const std::string file = FileOf(thread, *call, registers);
+    if (file.rfind(plan_.directory, 0) != 0) return false;
+    return plan_.call.empty() || std::regex_search(Name(*call, file), call_);
   }
 
   const pid_t child_;
   const FaultPlan& plan_;
+  const std::regex call_;
   std::set<pid_t> threads_;  // Seized by us.
   pid_t failing_ = 0;
   pid_t held_ = 0;
@@ -276,6 +286,65 @@ absl::StatusOr<FaultEnd> RunWithFaults(pid_t child, const FaultPlan& plan,
   CATNAP_RETURN_IF_ERROR(tracer.Attach());
   begin();
   return tracer.Run();
+}
+
+void FaultGate::Begin() {
+  char byte = 'b';
+  while (::write(begins_.get(), &byte, 1) < 0 && errno == EINTR) {
+  }
+  while (::read(traced_.get(), &byte, 1) < 0 && errno == EINTR) {
+  }
+  state_->counting = true;
+}
+
+absl::StatusOr<FaultEnd> LiveWithFaults(
+    FaultPlan plan, const std::function<absl::Status(FaultGate&)>& live,
+    std::string* error) {
+  std::array<int, 2> begins{};
+  std::array<int, 2> traced{};
+  if (::pipe2(begins.data(), O_CLOEXEC) != 0) {
+    return ErrnoError(errno, "make a pipe");
+  }
+  FaultGate gate;
+  gate.begins_ = base::UniqueFd(begins[1]);
+  const base::UniqueFd begins_end(begins[0]);
+  if (::pipe2(traced.data(), O_CLOEXEC) != 0) {
+    return ErrnoError(errno, "make a pipe");
+  }
+  gate.traced_ = base::UniqueFd(traced[0]);
+  const base::UniqueFd traced_end(traced[1]);
+  FaultGate::State& state = *gate.state_;
+  const pid_t child = ::fork();
+  if (child < 0) return ErrnoError(errno, "fork");
+  if (child == 0) {
+    const absl::Status status = live(gate);
+    const std::string text = status.ToString();
+    if (!status.ok()) text.copy(state.error.data(), state.error.size() - 1);
+    ::_exit(status.ok() ? 0 : 1);
+  }
+  plan.counts = [&state] { return state.counting.load(); };
+  // Until it begins it is on its own. Its end closes the pipe.
+  gate.begins_.Reset();
+  char byte = 0;
+  ssize_t got = 0;
+  while ((got = ::read(begins_end.get(), &byte, 1)) < 0 && errno == EINTR) {
+  }
+  FaultEnd end;
+  if (got == 1) {
+    auto run = RunWithFaults(child, plan, [&traced_end] {
+      if (::write(traced_end.get(), "t", 1) != 1) std::abort();
+    });
+    if (!run.ok()) {
+      ::kill(child, SIGKILL);
+      ::waitpid(child, nullptr, 0);
+      return run.status();
+    }
+    end = *std::move(run);
+  } else if (::waitpid(child, &end.status, 0) != child) {
+    return ErrnoError(errno, "wait for the child");
+  }
+  *error = state.error.data();
+  return end;
 }
 
 bool RefuseIoUring() {
