@@ -148,7 +148,7 @@ class GuestRam {
     ::madvise(at, bytes_, MADV_NOHUGEPAGE);
     memory_ = static_cast<uint8_t*>(at);
     Check("read the saved guest",
-          saved.ReadAll({.memory = {memory_, bytes_}}, {.pool = pool}));
+          saved.ReadAll({memory_, bytes_}, {.pool = pool}));
     for (const PageRange& range : own_) own_bytes_ += range.length;
   }
   ~GuestRam() { ::munmap(memory_, bytes_); }

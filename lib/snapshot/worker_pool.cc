@@ -38,11 +38,6 @@ absl::StatusOr<codec::ZstdDecompressor*> WorkerTools::Decompressor() {
   return &*decompressor_;
 }
 
-std::span<uint8_t> WorkerTools::Scratch(size_t bytes) {
-  if (scratch_.size() < bytes) scratch_.resize(bytes);
-  return std::span(scratch_).first(bytes);
-}
-
 absl::StatusOr<std::unique_ptr<WorkerPool>> WorkerPool::Create(size_t threads) {
   if (threads > kMaxThreads) {
     return Error(absl::StatusCode::kInvalidArgument,

@@ -52,9 +52,7 @@ TEST_CASE("A snapshot gives back sections, ids and memory") {
   CHECK((*reader)->stored_bytes() == written->written_bytes);
   std::vector<uint8_t> memory(guest.memory().size());
   REQUIRE(
-      (*reader)
-          ->ReadAll({.memory = memory}, {.pool = pool.get(), .plain_io = plain})
-          .ok());
+      (*reader)->ReadAll(memory, {.pool = pool.get(), .plain_io = plain}).ok());
   CHECK(memory == guest.memory());
   CHECK((*reader)->Verify({.pool = pool.get()}).ok());
   uint64_t changed_bytes = 0;
@@ -76,7 +74,14 @@ TEST_CASE("A snapshot fills a memfd without a mapping") {
   REQUIRE(reader.ok());
   const auto memfd = base::CreateMemFd("test", guest.memory().size());
   REQUIRE(memfd.ok());
-  REQUIRE((*reader)->ReadAll({.fd = memfd->get()}, {.pool = pool.get()}).ok());
+  REQUIRE((*reader)
+              ->ReadPages(
+                  [&memfd](base::PageRange range, const uint8_t* from) {
+                    return io::WriteFully(memfd->get(), from, range.length,
+                                          range.offset);
+                  },
+                  {.pool = pool.get()})
+              .ok());
   std::vector<uint8_t> memory(guest.memory().size());
   REQUIRE(io::ReadFully(memfd->get(), memory.data(), memory.size(), 0).ok());
   CHECK(memory == guest.memory());
@@ -236,8 +241,9 @@ TEST_CASE("The hot set stands first, in order of touch") {
   CHECK((*reader)->FrameAt(13 * kPage) != frame);
   auto decompressor = codec::ZstdDecompressor::Create();
   REQUIRE(decompressor.ok());
+  base::ScratchBuffer compressed;
   std::vector<uint8_t> pages(4 * kPage);
-  REQUIRE((*reader)->ReadFrame(frame, &*decompressor, pages).ok());
+  REQUIRE((*reader)->ReadFrame(frame, &*decompressor, &compressed, pages).ok());
   CHECK(std::equal(pages.begin(), pages.begin() + kPage,
                    guest.memory().begin() + 299 * kPage));
   std::vector<uint8_t> memory(guest.memory().size());
