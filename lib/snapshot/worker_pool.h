@@ -26,6 +26,9 @@ class WorkerTools {
   // Errors: as ZstdCompressor::Create().
   absl::StatusOr<codec::ZstdCompressor*> Compressor(int level);
   absl::StatusOr<codec::ZstdDecompressor*> Decompressor();
+  // Lets go of what only high levels need, some 10 MiB and more.
+  bool holds_much() const;
+  void DropMuch() { compressor_.reset(); }
   // `bytes` bytes with no particular content, until the next call.
   std::span<uint8_t> Scratch(size_t bytes) { return scratch_.Get(bytes); }
 

@@ -26,6 +26,7 @@ snapshot::WriteOptions WriteOptionsOf(const StorageOptions& options) {
   snapshot::WriteOptions write;
   write.pool = options.pool;
   write.level = options.level;
+  write.frame_pages = options.frame_pages;
   write.durable = options.durable;
   write.stop = options.stop;
   write.deadline = options.deadline;
