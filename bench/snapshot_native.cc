@@ -23,6 +23,7 @@
 #include "catnap/host.h"
 #include "guest.h"
 #include "memory/memory_file.h"
+#include "memory/page_filler.h"
 #include "room.h"
 #include "snapshot/reader.h"
 #include "snapshot/worker_pool.h"
@@ -148,7 +149,7 @@ class GuestRam {
     ::madvise(at, bytes_, MADV_NOHUGEPAGE);
     memory_ = static_cast<uint8_t*>(at);
     Check("read the saved guest",
-          saved.ReadAll({.memory = {memory_, bytes_}}, {.pool = pool}));
+          saved.ReadAll({memory_, bytes_}, {.pool = pool}));
     for (const PageRange& range : own_) own_bytes_ += range.length;
   }
   ~GuestRam() { ::munmap(memory_, bytes_); }
@@ -231,7 +232,8 @@ class StoredMemory {
   void Round();
   snapshot::WrittenSnapshot Write(const std::string& directory,
                                   const snapshot::SnapshotContent& content);
-  void Read(const std::string& directory);
+  void Read(const std::string& directory, const char* metric);
+  void Image();
   void FillTemplate();
   void Second(const std::string& first,
               const snapshot::WrittenSnapshot& written);
@@ -245,6 +247,7 @@ class StoredMemory {
   std::unique_ptr<GuestRam> ram_;
   double resident_ = 0;
   uint64_t first_bytes_ = 0;
+  uint64_t image_bytes_ = 0;
 };
 
 snapshot::WrittenSnapshot StoredMemory::Write(
@@ -256,7 +259,8 @@ snapshot::WrittenSnapshot StoredMemory::Write(
                                        {.pool = pool_.get(), .level = level_}));
 }
 
-void StoredMemory::Read(const std::string& directory) {
+void StoredMemory::Read(const std::string& directory, const char* metric) {
+  DropFromCache(directory);
   const auto start = Clock::now();
   const auto loaded =
       OrDie("read", vmm::GuestTemplate::Load(directory,
@@ -264,7 +268,25 @@ void StoredMemory::Read(const std::string& directory) {
                                              nullptr, {.pool = pool_.get()}));
   const double seconds = SecondsSince(start);
   if (loaded->own_bytes() == 0) Check("read", absl::InternalError("no pages"));
-  report_.Add("snapshot/read", "MB/s", own_bytes() / seconds / kMega);
+  report_.Add(metric, "MB/s", own_bytes() / seconds / kMega);
+}
+
+// The same memory as the guest of an image is stored.
+void StoredMemory::Image() {
+  const std::string directory = room_ / "image";
+  fs::remove_all(directory);
+  fs::create_directory(directory);
+  const auto start = Clock::now();
+  const auto written = OrDie(
+      "write",
+      snapshot::WriteSnapshot(directory, ram_->Content(ram_->own()),
+                              {.pool = pool_.get(),
+                               .level = std::max(level_, snapshot::kImageLevel),
+                               .frame_pages = snapshot::kImageFramePages}));
+  report_.Add("snapshot/image/write", "MB/s",
+              own_bytes() / SecondsSince(start) / kMega);
+  image_bytes_ = written.written_bytes;
+  Read(directory, "snapshot/image/read");
 }
 
 // What the kernel takes to give a template its pages, with nothing to read or
@@ -283,6 +305,7 @@ void StoredMemory::FillTemplate() {
   const auto start = Clock::now();
   const auto file =
       OrDie("memfd", memory::MemoryFile::Create("catnap-bench", ram_->size()));
+  const auto filler = OrDie("filler", memory::PageFiller::Create(file.get()));
   {
     std::vector<std::jthread> threads;
     threads.reserve(static_cast<size_t>(cores_));
@@ -290,11 +313,7 @@ void StoredMemory::FillTemplate() {
       threads.emplace_back([&, core] {
         for (auto i = static_cast<size_t>(core); i < runs.size();
              i += static_cast<size_t>(cores_)) {
-          if (::pwrite(file->fd(), bytes.data(), runs[i].length,
-                       static_cast<off_t>(runs[i].offset)) !=
-              static_cast<ssize_t>(runs[i].length)) {
-            Check("pwrite", ErrnoError(errno, "memfd"));
-          }
+          Check("fill", filler.Put(runs[i], bytes.data()));
         }
       });
     }
@@ -337,8 +356,8 @@ void StoredMemory::Round() {
   report_.Add("snapshot/read/fio", "MB/s", RunFio(fio, /*write=*/false));
   fs::remove(fio);
   FillTemplate();
-  DropFromCache(first);
-  Read(first);
+  Read(first, "snapshot/read");
+  Image();
   Second(first, written);
 }
 
@@ -348,8 +367,12 @@ void StoredMemory::Summary() {
   report_.Add("snapshot/resident_bytes", "bytes", resident_);
   report_.Add("snapshot/stored_bytes", "bytes",
               static_cast<double>(first_bytes_));
+  report_.Add("snapshot/image/stored_bytes", "bytes",
+              static_cast<double>(image_bytes_));
   report_.Add("snapshot/stored_ratio", "ratio",
-              resident_ / static_cast<double>(first_bytes_));
+              resident_ / static_cast<double>(image_bytes_));
+  report_.Add("snapshot/image/own_to_stored", "ratio",
+              own_bytes() / static_cast<double>(image_bytes_));
   report_.Add("snapshot/own_to_stored", "ratio", ratio);
   for (const char* way : {"write", "read"}) {
     const std::string name = fmt::format("snapshot/{}", way);

@@ -11,7 +11,10 @@
 
 #include "base/status.h"
 
-// Linux 6.1; older headers lack it.
+// Linux 5.11 and 6.1; older headers lack them.
+#ifndef UFFD_USER_MODE_ONLY
+#define UFFD_USER_MODE_ONLY 1
+#endif
 #ifndef USERFAULTFD_IOC_NEW
 #define USERFAULTFD_IOC_NEW _IO(0xAA, 0x00)
 #endif
@@ -32,6 +35,16 @@ base::UniqueFd OpenAny(int* error) {
   return base::UniqueFd(::ioctl(device.get(), USERFAULTFD_IOC_NEW, kFlags));
 }
 
+absl::Status AskForSharedMemory(int fd) {
+  uffdio_api api{};
+  api.api = UFFD_API;
+  api.features = UFFD_FEATURE_MISSING_SHMEM;
+  if (::ioctl(fd, UFFDIO_API, &api) == 0) return absl::OkStatus();
+  return Error(absl::StatusCode::kFailedPrecondition,
+               "userfaultfd does not serve shared memory here ({})",
+               ErrnoText(errno));
+}
+
 }  // namespace
 
 absl::StatusOr<Userfault> Userfault::Open() {
@@ -48,14 +61,16 @@ absl::StatusOr<Userfault> Userfault::Open() {
         "to /dev/userfaultfd",
         ErrnoText(error));
   }
-  uffdio_api api{};
-  api.api = UFFD_API;
-  api.features = UFFD_FEATURE_MISSING_SHMEM;
-  if (::ioctl(fd.get(), UFFDIO_API, &api) != 0) {
-    return Error(absl::StatusCode::kFailedPrecondition,
-                 "userfaultfd does not serve shared memory here ({})",
-                 ErrnoText(errno));
-  }
+  CATNAP_RETURN_IF_ERROR(AskForSharedMemory(fd.get()));
+  return Userfault(std::move(fd));
+}
+
+absl::StatusOr<Userfault> Userfault::OpenToPut() {
+  // Also for the unprivileged.
+  base::UniqueFd fd(static_cast<int>(
+      ::syscall(SYS_userfaultfd, kFlags | UFFD_USER_MODE_ONLY)));
+  if (!fd.valid()) return Open();
+  CATNAP_RETURN_IF_ERROR(AskForSharedMemory(fd.get()));
   return Userfault(std::move(fd));
 }
 

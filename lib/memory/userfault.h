@@ -20,6 +20,11 @@ class Userfault {
   // to do; RESOURCE_EXHAUSTED.
   static absl::StatusOr<Userfault> Open();
 
+  // For Put() alone, which is refused more rarely: whoever touches a missing
+  // page in the kernel gets an error, and in a program waits.
+  // Errors: FAILED_PRECONDITION, RESOURCE_EXHAUSTED.
+  static absl::StatusOr<Userfault> OpenToPut();
+
   // Readable when there are faults.
   int fd() const { return fd_.get(); }
 

@@ -33,6 +33,8 @@ struct GuestEnd {
 // How a guest's state is written.
 struct StoreOptions {
   bool durable = true;  // What was written survives a crash of the machine.
+  // Stored once and read often: takes longer, and is smaller.
+  bool is_image = false;
   // What is stored first, in this order; empty: as the image has it. Borrowed.
   std::span<const base::PageRange> hot{};
   // Gives up: CANCELLED, or DEADLINE_EXCEEDED.

@@ -138,6 +138,7 @@ absl::Status HostCore::BuildGuest(ImageRecord* record, const ImageSpec& spec,
   store.stop = limits.stop;
   store.deadline = limits.deadline;
   store.hot = hot;
+  store.is_image = true;
   CATNAP_RETURN_IF_ERROR((*captured)->Store(guest, store).status());
   CATNAP_RETURN_IF_ERROR(io::FsyncDirectory(guest.string()));
   record->has_guest = true;

@@ -1,5 +1,6 @@
 #include "runtime/machine_guest.h"
 
+#include <algorithm>
 #include <system_error>
 #include <utility>
 
@@ -10,6 +11,7 @@
 #include "runtime/guest_identity.h"
 #include "runtime/network_policy.h"
 #include "runtime/stored_disk.h"
+#include "snapshot/writer.h"
 
 namespace catnap::runtime {
 namespace {
@@ -38,7 +40,11 @@ agent::CallLimits Within(const agent::CallLimits& limits,
 vmm::StorageOptions StorageOf(const MachineMeans& means,
                               const StoreOptions& options) {
   return {.pool = means.workers,
-          .level = means.compression_level,
+          .level = options.is_image ? std::max(means.compression_level,
+                                               snapshot::kImageLevel)
+                                    : means.compression_level,
+          .frame_pages = options.is_image ? snapshot::kImageFramePages
+                                          : snapshot::kFramePages,
           .durable = options.durable,
           .hot = options.hot,
           .stop = options.stop,

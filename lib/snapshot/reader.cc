@@ -142,17 +142,17 @@ absl::Status SnapshotReader::Unpack(size_t frame,
 
 absl::Status SnapshotReader::ReadFrame(size_t frame,
                                        codec::ZstdDecompressor* decompressor,
+                                       base::ScratchBuffer* compressed,
                                        std::span<uint8_t> into) const {
   const Frame& about = index_.frames[frame];
-  std::vector<uint8_t> compressed(about.bytes);
-  const absl::Status status =
-      io::ReadFully(files_[about.file].get(), compressed.data(),
-                    compressed.size(), about.offset);
+  const std::span<uint8_t> bytes = compressed->Get(about.bytes);
+  const absl::Status status = io::ReadFully(
+      files_[about.file].get(), bytes.data(), bytes.size(), about.offset);
   if (status.code() == absl::StatusCode::kOutOfRange) {
     return Error(absl::StatusCode::kDataLoss, "{} is cut", NameOf(frame));
   }
   CATNAP_RETURN_IF_ERROR(AddContext(status, NameOf(frame)));
-  return Unpack(frame, compressed, decompressor, into);
+  return Unpack(frame, bytes, decompressor, into);
 }
 
 // Reads all frames: this thread has the disk, the pool the rest.
@@ -335,35 +335,32 @@ absl::Status SnapshotReader::Bulk::Run() {
   }
 }
 
-absl::Status SnapshotReader::Place(size_t frame, std::span<const uint8_t> pages,
-                                   const PageTarget& target) const {
-  for (const FramePlace& place : PlacesOf(frame)) {
-    const auto from = pages.subspan(place.first * kPage, place.range.length);
-    if (target.fd >= 0) {
-      CATNAP_RETURN_IF_ERROR(
-          AddContext(io::WriteFully(target.fd, from.data(), from.size(),
-                                    place.range.offset),
-                     "memory of the guest"));
-      continue;
-    }
-    std::memcpy(target.memory.data() + place.range.offset, from.data(),
-                from.size());
-  }
-  return absl::OkStatus();
-}
-
-absl::Status SnapshotReader::ReadAll(const PageTarget& target,
-                                     const ReadOptions& options) const {
-  if (target.fd < 0 && target.memory.size() != header_.ram_bytes) {
-    return Error(absl::StatusCode::kInvalidArgument,
-                 "target has {} bytes, must have {}", target.memory.size(),
-                 header_.ram_bytes);
-  }
+absl::Status SnapshotReader::ReadPages(PutPages put,
+                                       const ReadOptions& options) const {
   return ReadFrames(
       options, [](size_t) { return true; },
-      [this, &target](size_t frame, std::span<const uint8_t> pages) {
-        return Place(frame, pages, target);
+      [this, put](size_t frame, std::span<const uint8_t> pages) {
+        for (const FramePlace& place : PlacesOf(frame)) {
+          CATNAP_RETURN_IF_ERROR(
+              put(place.range, pages.data() + place.first * kPage));
+        }
+        return absl::OkStatus();
       });
+}
+
+absl::Status SnapshotReader::ReadAll(std::span<uint8_t> memory,
+                                     const ReadOptions& options) const {
+  if (memory.size() != header_.ram_bytes) {
+    return Error(absl::StatusCode::kInvalidArgument,
+                 "memory has {} bytes, must have {}", memory.size(),
+                 header_.ram_bytes);
+  }
+  return ReadPages(
+      [memory](base::PageRange range, const uint8_t* from) {
+        std::memcpy(memory.data() + range.offset, from, range.length);
+        return absl::OkStatus();
+      },
+      options);
 }
 
 absl::Status SnapshotReader::ReadFrames(const ReadOptions& options,

@@ -15,6 +15,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "base/page_range.h"
+#include "base/scratch_buffer.h"
 #include "base/unique_fd.h"
 #include "snapshot/format.h"
 #include "snapshot/page_index.h"
@@ -39,14 +40,10 @@ struct ReadOptions {
   FrameSet frames = FrameSet::kAll;
 };
 
-// Where pages go: one of the two, in which a page has the offset it has in RAM.
-struct PageTarget {
-  // A file, such as a memfd that is not sealed yet. Writing it costs half of
-  // what page faults on a mapping of it cost.
-  int fd = -1;
-  // All of RAM, mapped for writing.
-  std::span<uint8_t> memory{};
-};
+// Takes pages that follow each other in RAM: their place there, and their
+// bytes. Called on threads of the pool, on several at once.
+using PutPages =
+    absl::FunctionRef<absl::Status(base::PageRange, const uint8_t*)>;
 
 // Where pages of a frame belong.
 struct FramePlace {
@@ -81,17 +78,20 @@ class SnapshotReader {
   // Of memory.catnap and the chunk files.
   uint64_t stored_bytes() const;
 
-  // Reads the pages that `options` name into their places, the hot set first.
-  // Pages of other kinds are not touched: `target` has zeros, or the parent's.
-  // Blocks; reads on this thread, decompresses on the pool. Memory: 8 MiB.
-  // Every byte is checked before it is used; after an error `target` holds a
-  // part, and nothing of a frame that is damaged.
-  // Errors: DATA_LOSS, naming file and frame; CANCELLED, DEADLINE_EXCEEDED;
-  // INVALID_ARGUMENT, the target's size.
-  absl::Status ReadAll(const PageTarget& target,
+  // Gives `put` the pages that `options` name, the hot set first. Pages of
+  // other kinds are zeros, or the parent's. Blocks; reads on this thread,
+  // decompresses on the pool. Memory: 8 MiB. Every byte is checked before it is
+  // used; after an error a part was put, and nothing of a frame that is
+  // damaged. Errors: DATA_LOSS, naming file and frame; CANCELLED,
+  // DEADLINE_EXCEEDED; as `put`.
+  absl::Status ReadPages(PutPages put, const ReadOptions& options) const;
+
+  // The same into all of RAM, mapped for writing.
+  // Errors: INVALID_ARGUMENT, the size of `memory`.
+  absl::Status ReadAll(std::span<uint8_t> memory,
                        const ReadOptions& options) const;
 
-  // The same for who puts pages in their places himself, by PlacesOf(): `take`
+  // The same for who takes whole frames, and puts pages by PlacesOf(): `take`
   // gets each frame that `options` name and `wanted` still wants when its turn
   // comes, with the bytes of its pages. Called on threads of the pool.
   using TakeFrame =
@@ -112,9 +112,10 @@ class SnapshotReader {
   std::optional<size_t> FrameAt(uint64_t offset) const;
   // Where the pages of a frame belong. Some of its pages may belong nowhere.
   std::vector<FramePlace> PlacesOf(size_t frame) const;
-  // Reads a frame into `into`, which has room for its pages. Blocks.
-  // Errors: DATA_LOSS, naming file and frame.
+  // Reads a frame by way of `compressed` into `into`, which has room for its
+  // pages. Blocks. Errors: DATA_LOSS, naming file and frame.
   absl::Status ReadFrame(size_t frame, codec::ZstdDecompressor* decompressor,
+                         base::ScratchBuffer* compressed,
                          std::span<uint8_t> into) const;
 
  private:
@@ -125,8 +126,6 @@ class SnapshotReader {
     return frame.offset < index_.files[frame.file].hot_bytes;
   }
   std::string NameOf(size_t frame) const;
-  absl::Status Place(size_t frame, std::span<const uint8_t> pages,
-                     const PageTarget& target) const;
   // Checks the compressed bytes of a frame and decompresses them.
   absl::Status Unpack(size_t frame, std::span<const uint8_t> compressed,
                       codec::ZstdDecompressor* decompressor,

@@ -11,6 +11,8 @@ namespace catnap::snapshot {
 namespace {
 
 constexpr size_t kMaxThreads = 64;
+// What a thread without work keeps of a compressor: those of low levels.
+constexpr size_t kKeptBytes = size_t{4} << 20;
 
 size_t UsableProcessors() {
   cpu_set_t set;
@@ -38,9 +40,8 @@ absl::StatusOr<codec::ZstdDecompressor*> WorkerTools::Decompressor() {
   return &*decompressor_;
 }
 
-std::span<uint8_t> WorkerTools::Scratch(size_t bytes) {
-  if (scratch_.size() < bytes) scratch_.resize(bytes);
-  return std::span(scratch_).first(bytes);
+bool WorkerTools::holds_much() const {
+  return compressor_.has_value() && compressor_->memory_bytes() > kKeptBytes;
 }
 
 absl::StatusOr<std::unique_ptr<WorkerPool>> WorkerPool::Create(size_t threads) {
@@ -76,7 +77,15 @@ void WorkerPool::Run() {
   WorkerTools tools;
   mutex_.Lock();
   while (true) {
-    while (turns_.empty() && !stopping_) work_.Wait(&mutex_);
+    while (turns_.empty() && !stopping_) {
+      if (tools.holds_much()) {
+        mutex_.Unlock();
+        tools.DropMuch();
+        mutex_.Lock();
+      } else {
+        work_.Wait(&mutex_);
+      }
+    }
     if (turns_.empty()) break;
     Client* const client = turns_.front();
     turns_.pop_front();

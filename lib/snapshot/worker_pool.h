@@ -13,6 +13,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "base/mutex.h"
+#include "base/scratch_buffer.h"
 #include "base/thread.h"
 #include "codec/zstd_codec.h"
 
@@ -25,18 +26,21 @@ class WorkerTools {
   // Errors: as ZstdCompressor::Create().
   absl::StatusOr<codec::ZstdCompressor*> Compressor(int level);
   absl::StatusOr<codec::ZstdDecompressor*> Decompressor();
-  // At least `bytes` bytes with no particular content.
-  std::span<uint8_t> Scratch(size_t bytes);
+  // Lets go of what only high levels need, some 10 MiB and more.
+  bool holds_much() const;
+  void DropMuch() { compressor_.reset(); }
+  // `bytes` bytes with no particular content, until the next call.
+  std::span<uint8_t> Scratch(size_t bytes) { return scratch_.Get(bytes); }
 
  private:
   std::optional<codec::ZstdCompressor> compressor_;
   int level_ = 0;
   std::optional<codec::ZstdDecompressor> decompressor_;
-  std::vector<uint8_t> scratch_;
+  base::ScratchBuffer scratch_;
 };
 
 // A few threads that compress and decompress for all snapshots of a Host.
-// Each thread keeps what its jobs needed: about 2 MiB. Thread-safe.
+// Each thread keeps what its jobs needed: a few MiB. Thread-safe.
 class WorkerPool {
  public:
   using Job = absl::AnyInvocable<void(WorkerTools&) &&>;

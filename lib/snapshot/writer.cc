@@ -64,6 +64,11 @@ absl::Status CheckContent(const SnapshotContent& content,
                  codec::ZstdCompressor::kMaxLevel, options.level,
                  kMinMemoryBytes, options.max_memory_bytes);
   }
+  if (options.frame_pages == 0 || options.frame_pages > kMaxFramePages) {
+    return Error(absl::StatusCode::kInvalidArgument,
+                 "frame_pages is {}, must be 1 to {}", options.frame_pages,
+                 kMaxFramePages);
+  }
   if (ram_bytes == 0 || ram_bytes > kMaxRamBytes ||
       !base::IsAligned<uint64_t>(ram_bytes, kPage)) {
     return Error(absl::StatusCode::kInvalidArgument,
@@ -128,11 +133,13 @@ absl::Status CheckStop(const WriteOptions& options) {
 // One frame on its way from memory to the file.
 struct FrameJob {
   std::vector<uint32_t> pages;
-  std::vector<uint8_t> compressed;  // Room for the largest frame.
+  std::unique_ptr<uint8_t[]> room;  // For the largest frame; not cleared.
   size_t size = 0;
   uint32_t crc32c = 0;
   absl::Status status;
   bool done = false;  // Guarded by FramePipeline::mutex_.
+
+  std::span<const uint8_t> compressed() const { return {room.get(), size}; }
 };
 
 // A frame's pages may stand anywhere in memory; often they stand together.
@@ -177,6 +184,10 @@ class FramePipeline {
   const WriteOptions& options_;
   const int directory_;
   Id id_{};
+  uint32_t hot_frame_pages_ = 1;
+  uint32_t rest_frame_pages_ = 1;
+  uint32_t frame_pages_ = 1;  // In the frame that is being filled.
+  size_t room_bytes_ = 0;     // Of each job.
   size_t most_jobs_ = 1;
   size_t buffer_memory_ = 0;
   std::unique_ptr<ChunkWriter> writer_;  // Made for the first frame.
@@ -195,11 +206,19 @@ absl::Status FramePipeline::Open(const Id& id, uint64_t most_bytes) {
   // A quarter for what is with the disk, the rest for frames.
   buffer_memory_ = static_cast<size_t>(std::min<uint64_t>(
       std::min(options_.max_memory_bytes / 4, size_t{4} << 20), most_bytes));
-  const size_t job_bytes = codec::ZstdCompressor::Bound(kFramePages * kPage);
-  const size_t fit =
-      (options_.max_memory_bytes - options_.max_memory_bytes / 4) / job_bytes;
+  const size_t job_memory =
+      options_.max_memory_bytes - options_.max_memory_bytes / 4;
+  const size_t threads = options_.pool->threads();
+  const uint64_t share = std::min<uint64_t>(job_memory, most_bytes) /
+                         (2 * threads) / codec::ZstdCompressor::Bound(kPage);
+  rest_frame_pages_ = static_cast<uint32_t>(std::clamp<uint64_t>(
+      share, std::min(kHotFramePages, options_.frame_pages),
+      options_.frame_pages));
+  hot_frame_pages_ = std::min(kHotFramePages, rest_frame_pages_);
+  frame_pages_ = content_.hot.empty() ? rest_frame_pages_ : hot_frame_pages_;
+  room_bytes_ = codec::ZstdCompressor::Bound(rest_frame_pages_ * kPage);
   // Enough that workers do not wait for this thread to look around.
-  most_jobs_ = std::clamp<size_t>(4 * options_.pool->threads(), 2, fit);
+  most_jobs_ = std::clamp<size_t>(4 * threads, 2, job_memory / room_bytes_);
   return absl::OkStatus();
 }
 
@@ -208,9 +227,8 @@ absl::StatusOr<uint32_t> FramePipeline::Add(uint32_t page) {
     while (jobs_.size() >= most_jobs_) CATNAP_RETURN_IF_ERROR(WriteOldest());
     if (spare_.empty()) {
       filling_ = std::make_unique<FrameJob>();
-      filling_->pages.reserve(kFramePages);
-      filling_->compressed.resize(
-          codec::ZstdCompressor::Bound(kFramePages * kPage));
+      filling_->pages.reserve(rest_frame_pages_);
+      filling_->room = std::make_unique_for_overwrite<uint8_t[]>(room_bytes_);
     } else {
       filling_ = std::move(spare_.back());
       spare_.pop_back();
@@ -218,7 +236,9 @@ absl::StatusOr<uint32_t> FramePipeline::Add(uint32_t page) {
   }
   filling_->pages.push_back(page);
   const uint32_t slot = slots_++;
-  if (filling_->pages.size() == kFramePages) CATNAP_RETURN_IF_ERROR(EndFrame());
+  if (filling_->pages.size() == frame_pages_) {
+    CATNAP_RETURN_IF_ERROR(EndFrame());
+  }
   return slot;
 }
 
@@ -256,11 +276,12 @@ void FramePipeline::Compress(FrameJob* job, WorkerTools& tools) {
     }
     gathered = copy;
   }
-  const auto size = (*compressor)->Compress(gathered, job->compressed);
+  const auto size =
+      (*compressor)->Compress(gathered, {job->room.get(), room_bytes_});
   job->status = size.status();
   if (!size.ok()) return;
   job->size = *size;
-  job->crc32c = base::Crc32c(std::span(job->compressed).first(job->size));
+  job->crc32c = base::Crc32c(job->compressed());
 }
 
 absl::Status FramePipeline::WriteOldest() {
@@ -283,8 +304,7 @@ absl::Status FramePipeline::WriteOldest() {
                            .offset = writer_->offset(),
                            .crc32c = job->crc32c,
                            .pages = static_cast<uint32_t>(job->pages.size())});
-  CATNAP_RETURN_IF_ERROR(
-      writer_->Append(std::span(job->compressed).first(job->size)));
+  CATNAP_RETURN_IF_ERROR(writer_->Append(job->compressed()));
   job->pages.clear();
   spare_.push_back(std::move(jobs_.front()));
   jobs_.pop_front();
@@ -295,6 +315,7 @@ absl::Status FramePipeline::EndHotSet() {
   CATNAP_RETURN_IF_ERROR(EndFrame());
   while (!jobs_.empty()) CATNAP_RETURN_IF_ERROR(WriteOldest());
   added_.file.hot_bytes = written_bytes();
+  frame_pages_ = rest_frame_pages_;
   return absl::OkStatus();
 }
 

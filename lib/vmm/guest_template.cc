@@ -9,6 +9,7 @@
 #include "base/status.h"
 #include "memory/guest_memory.h"
 #include "memory/memory_file.h"
+#include "memory/page_filler.h"
 #include "memory/page_map.h"
 #include "snapshot/reader.h"
 #include "snapshot/writer.h"
@@ -25,6 +26,7 @@ snapshot::WriteOptions WriteOptionsOf(const StorageOptions& options) {
   snapshot::WriteOptions write;
   write.pool = options.pool;
   write.level = options.level;
+  write.frame_pages = options.frame_pages;
   write.durable = options.durable;
   write.stop = options.stop;
   write.deadline = options.deadline;
@@ -37,6 +39,17 @@ snapshot::ReadOptions ReadOptionsOf(const StorageOptions& options) {
   read.stop = options.stop;
   read.deadline = options.deadline;
   return read;
+}
+
+absl::Status ReadInto(memory::MemoryFile* file,
+                      const snapshot::SnapshotReader& reader,
+                      const snapshot::ReadOptions& options) {
+  CATNAP_ASSIGN_OR_RETURN(const auto filler, memory::PageFiller::Create(file));
+  return reader.ReadPages(
+      [&filler](PageRange range, const uint8_t* from) {
+        return filler.Put(range, from);
+      },
+      options);
 }
 
 uint64_t BytesOf(const std::vector<PageRange>& ranges) {
@@ -267,7 +280,7 @@ absl::Status GuestTemplate::Fill(
     Bringing bringing = Bringing::kAll;
     if (options.prefetch == Prefetch::kHotSet) {
       read.frames = snapshot::FrameSet::kHot;
-      CATNAP_RETURN_IF_ERROR(reader->ReadAll({.fd = file->fd()}, read));
+      CATNAP_RETURN_IF_ERROR(ReadInto(file, *reader, read));
       read.frames = snapshot::FrameSet::kRest;
       bringing = Bringing::kRest;
     } else if (options.prefetch == Prefetch::kRecord) {
@@ -283,7 +296,7 @@ absl::Status GuestTemplate::Fill(
     }
     if (!absl::IsFailedPrecondition(no_paging_)) return no_paging_;
   }
-  CATNAP_RETURN_IF_ERROR(reader->ReadAll({.fd = file->fd()}, read));
+  CATNAP_RETURN_IF_ERROR(ReadInto(file, *reader, read));
   return file->Seal();
 }
 

@@ -17,6 +17,7 @@
 #include "snapshot/page_index.h"
 #include "snapshot/reader.h"
 #include "snapshot/worker_pool.h"
+#include "snapshot/writer.h"
 #include "state/saved_section.h"
 #include "vmm/machine.h"
 
@@ -33,10 +34,11 @@ enum class Prefetch {
 
 // What reading and writing stored guests takes.
 struct StorageOptions {
-  snapshot::WorkerPool* pool = nullptr;  // Borrowed.
-  int level = 1;                         // Of zstd, for writing.
-  bool durable = true;                   // For writing.
-  Prefetch prefetch = Prefetch::kAll;    // For reading.
+  snapshot::WorkerPool* pool = nullptr;          // Borrowed.
+  int level = 1;                                 // Of zstd, for writing.
+  uint32_t frame_pages = snapshot::kFramePages;  // For writing.
+  bool durable = true;                           // For writing.
+  Prefetch prefetch = Prefetch::kAll;            // For reading.
   // For writing: what is stored first, in this order; empty: what the image has
   // so. Borrowed.
   std::span<const base::PageRange> hot{};

@@ -1,5 +1,6 @@
 #include "vmm/stored_pages.h"
 
+#include <algorithm>
 #include <utility>
 
 #include "base/page_range.h"
@@ -9,9 +10,17 @@ namespace catnap::vmm {
 namespace {
 
 constexpr uint64_t kPage = base::kPageBytes;
-// Of frames that are kept unpacked while single pages are brought: 8 MiB.
-constexpr size_t kKeptFrames = 64;
+// Of frames that are kept unpacked while single pages are brought.
+constexpr size_t kKeptPages = (size_t{16} << 20) / kPage;
 constexpr size_t kMaxTouched = (size_t{64} << 20) / kPage;
+
+size_t KeptFrames(const snapshot::PageIndex& index) {
+  size_t largest = 1;
+  for (const snapshot::Frame& frame : index.frames) {
+    largest = std::max<size_t>(largest, frame.pages);
+  }
+  return std::max<size_t>(kKeptPages / largest, 1);
+}
 
 }  // namespace
 
@@ -22,7 +31,8 @@ StoredPages::StoredPages(std::shared_ptr<const snapshot::SnapshotReader> reader,
       bringing_(bringing),
       brought_(reader_->index().frames.size()),
       order_(reader_->FramesInOrder()),
-      unpacked_(bringing == Bringing::kTouched ? kKeptFrames : 1) {
+      unpacked_(bringing == Bringing::kTouched ? KeptFrames(reader_->index())
+                                               : 1) {
   if (bringing != Bringing::kRest) return;
   for (size_t i = 0; i < reader_->hot_frames(); ++i) {
     brought_[order_[i]].store(true);
@@ -41,7 +51,7 @@ absl::Status StoredPages::PutFrame(size_t frame, std::span<const uint8_t> pages,
 
 absl::StatusOr<std::span<const uint8_t>> StoredPages::Unpack(size_t frame) {
   for (const Unpacked& kept : unpacked_) {
-    if (kept.frame == frame) return std::span(kept.pages);
+    if (kept.frame == frame) return kept.pages;
   }
   if (!decompressor_.has_value()) {
     CATNAP_ASSIGN_OR_RETURN(decompressor_, codec::ZstdDecompressor::Create());
@@ -49,11 +59,13 @@ absl::StatusOr<std::span<const uint8_t>> StoredPages::Unpack(size_t frame) {
   Unpacked& into = unpacked_[oldest_];
   oldest_ = (oldest_ + 1) % unpacked_.size();
   into.frame = SIZE_MAX;
-  into.pages.resize(reader_->index().frames[frame].pages * kPage);
+  const std::span<uint8_t> pages =
+      into.room.Get(reader_->index().frames[frame].pages * kPage);
   CATNAP_RETURN_IF_ERROR(
-      reader_->ReadFrame(frame, &*decompressor_, into.pages));
+      reader_->ReadFrame(frame, &*decompressor_, &compressed_, pages));
   into.frame = frame;
-  return std::span<const uint8_t>(into.pages);
+  into.pages = pages;
+  return into.pages;
 }
 
 absl::Status StoredPages::PutTouched(size_t frame, uint64_t offset,
@@ -95,10 +107,11 @@ absl::StatusOr<bool> StoredPages::BringMore(memory::PutPages put,
     CATNAP_ASSIGN_OR_RETURN(more_decompressor_,
                             codec::ZstdDecompressor::Create());
   }
-  more_.resize(reader_->index().frames[frame].pages * kPage);
-  CATNAP_RETURN_IF_ERROR(
-      reader_->ReadFrame(frame, &*more_decompressor_, more_));
-  CATNAP_RETURN_IF_ERROR(PutFrame(frame, more_, put));
+  const std::span<uint8_t> pages =
+      more_.Get(reader_->index().frames[frame].pages * kPage);
+  CATNAP_RETURN_IF_ERROR(reader_->ReadFrame(frame, &*more_decompressor_,
+                                            &more_compressed_, pages));
+  CATNAP_RETURN_IF_ERROR(PutFrame(frame, pages, put));
   return true;
 }
 

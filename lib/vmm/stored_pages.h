@@ -12,6 +12,7 @@
 
 #include "absl/base/thread_annotations.h"
 #include "base/mutex.h"
+#include "base/scratch_buffer.h"
 #include "codec/zstd_codec.h"
 #include "memory/pager.h"
 #include "snapshot/reader.h"
@@ -51,7 +52,8 @@ class StoredPages final : public memory::PageSupply {
   // A frame that was read, and its pages.
   struct Unpacked {
     size_t frame = SIZE_MAX;
-    std::vector<uint8_t> pages;
+    base::ScratchBuffer room;
+    std::span<const uint8_t> pages;
   };
 
   absl::StatusOr<std::span<const uint8_t>> Unpack(size_t frame)
@@ -70,10 +72,12 @@ class StoredPages final : public memory::PageSupply {
   const std::vector<size_t> order_;
   size_t next_ = 0;
   std::optional<codec::ZstdDecompressor> more_decompressor_;
-  std::vector<uint8_t> more_;
+  base::ScratchBuffer more_compressed_;
+  base::ScratchBuffer more_;
 
   mutable base::Mutex mutex_;  // Held while a frame is read: one at a time.
   std::optional<codec::ZstdDecompressor> decompressor_ ABSL_GUARDED_BY(mutex_);
+  base::ScratchBuffer compressed_ ABSL_GUARDED_BY(mutex_);
   // The last ones. One is enough but for kTouched, which comes back to them.
   std::vector<Unpacked> unpacked_ ABSL_GUARDED_BY(mutex_);
   size_t oldest_ ABSL_GUARDED_BY(mutex_) = 0;

@@ -87,9 +87,10 @@ void ReadFrames(const snapshot::SnapshotReader& reader,
   FUZZ_CHECK(decompressor.ok());
   std::vector<uint8_t> pages(snapshot::kMaxFramePages *
                              catnap::base::kPageBytes);
+  catnap::base::ScratchBuffer compressed;
   bool all_good = true;
   for (const size_t frame : reader.FramesInOrder()) {
-    if (!reader.ReadFrame(frame, &*decompressor, pages).ok()) {
+    if (!reader.ReadFrame(frame, &*decompressor, &compressed, pages).ok()) {
       all_good = false;
       continue;
     }
@@ -131,8 +132,8 @@ int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   }
   if ((*reader)->ram_bytes() > kMaxRam) return 0;
   std::vector<uint8_t> memory((*reader)->ram_bytes());
-  const absl::Status status = (*reader)->ReadAll(
-      {.memory = memory}, {.pool = pool->get(), .plain_io = true});
+  const absl::Status status =
+      (*reader)->ReadAll(memory, {.pool = pool->get(), .plain_io = true});
   FUZZ_CHECK(status.ok() || status.code() == absl::StatusCode::kDataLoss);
   FUZZ_CHECK(
       (*reader)->Verify({.pool = pool->get(), .plain_io = true}).code() ==

@@ -56,8 +56,7 @@ class SmallSnapshot {
     if (memory.size() != (*reader)->ram_bytes()) {
       return absl::InternalError("another size of memory");
     }
-    absl::Status status =
-        (*reader)->ReadAll({.memory = memory}, {.pool = pool()});
+    absl::Status status = (*reader)->ReadAll(memory, {.pool = pool()});
     if (status.ok() && memory != guest_.memory()) {
       return absl::InternalError("wrong memory");
     }
@@ -130,8 +129,9 @@ TEST_CASE("A damaged frame is named, with its file") {
       Catch::Contains(small.ChunkFileName()) && Catch::Contains("frame 0"));
   auto decompressor = codec::ZstdDecompressor::Create();
   REQUIRE(decompressor.ok());
+  base::ScratchBuffer compressed;
   std::vector<uint8_t> into(16 * kPage);
-  CHECK((*reader)->ReadFrame(0, &*decompressor, into).code() ==
+  CHECK((*reader)->ReadFrame(0, &*decompressor, &compressed, into).code() ==
         absl::StatusCode::kDataLoss);
 }
 
@@ -342,7 +342,7 @@ TEST_CASE("Reading refuses a target of another size") {
   const auto reader = SnapshotReader::Open(small.path());
   REQUIRE(reader.ok());
   std::vector<uint8_t> memory(15 * kPage);
-  CHECK((*reader)->ReadAll({.memory = memory}, {.pool = small.pool()}).code() ==
+  CHECK((*reader)->ReadAll(memory, {.pool = small.pool()}).code() ==
         absl::StatusCode::kInvalidArgument);
   CHECK((*reader)->Verify({}).code() == absl::StatusCode::kInvalidArgument);
 }

@@ -52,9 +52,7 @@ TEST_CASE("A snapshot gives back sections, ids and memory") {
   CHECK((*reader)->stored_bytes() == written->written_bytes);
   std::vector<uint8_t> memory(guest.memory().size());
   REQUIRE(
-      (*reader)
-          ->ReadAll({.memory = memory}, {.pool = pool.get(), .plain_io = plain})
-          .ok());
+      (*reader)->ReadAll(memory, {.pool = pool.get(), .plain_io = plain}).ok());
   CHECK(memory == guest.memory());
   CHECK((*reader)->Verify({.pool = pool.get()}).ok());
   uint64_t changed_bytes = 0;
@@ -76,7 +74,14 @@ TEST_CASE("A snapshot fills a memfd without a mapping") {
   REQUIRE(reader.ok());
   const auto memfd = base::CreateMemFd("test", guest.memory().size());
   REQUIRE(memfd.ok());
-  REQUIRE((*reader)->ReadAll({.fd = memfd->get()}, {.pool = pool.get()}).ok());
+  REQUIRE((*reader)
+              ->ReadPages(
+                  [&memfd](base::PageRange range, const uint8_t* from) {
+                    return io::WriteFully(memfd->get(), from, range.length,
+                                          range.offset);
+                  },
+                  {.pool = pool.get()})
+              .ok());
   std::vector<uint8_t> memory(guest.memory().size());
   REQUIRE(io::ReadFully(memfd->get(), memory.data(), memory.size(), 0).ok());
   CHECK(memory == guest.memory());
@@ -236,13 +241,71 @@ TEST_CASE("The hot set stands first, in order of touch") {
   CHECK((*reader)->FrameAt(13 * kPage) != frame);
   auto decompressor = codec::ZstdDecompressor::Create();
   REQUIRE(decompressor.ok());
+  base::ScratchBuffer compressed;
   std::vector<uint8_t> pages(4 * kPage);
-  REQUIRE((*reader)->ReadFrame(frame, &*decompressor, pages).ok());
+  REQUIRE((*reader)->ReadFrame(frame, &*decompressor, &compressed, pages).ok());
   CHECK(std::equal(pages.begin(), pages.begin() + kPage,
                    guest.memory().begin() + 299 * kPage));
   std::vector<uint8_t> memory(guest.memory().size());
   REQUIRE(Restore(**reader, pool.get(), &memory).ok());
   CHECK(memory == guest.memory());
+}
+
+TEST_CASE("Frames are as large as asked, those of the hot set small") {
+  const test::TemporaryDirectory directory;
+  const auto pool = MakePool(1);
+  SnapshotGuest guest(600);
+  for (size_t page = 0; page < 600; ++page) guest.Fill(page, Filling::kText);
+  const auto changed = guest.changed();
+  const std::vector<base::PageRange> hot = {{0, 100 * kPage}};
+  const auto [asked, memory, hot_pages, rest_pages] =
+      GENERATE(table<uint32_t, size_t, uint32_t, uint32_t>({
+          {kImageFramePages, size_t{32} << 20, kHotFramePages, 256},
+          {kFramePages, size_t{32} << 20, kHotFramePages, 128},
+          {1, size_t{32} << 20, 1, 1},
+          // Two for the only thread have room.
+          {kImageFramePages, size_t{2} << 20, kHotFramePages, 188},
+      }));
+  CAPTURE(asked, memory);
+  const auto written = WriteSnapshot(
+      directory.path(),
+      {.memory = guest.memory(), .changed = changed, .hot = hot},
+      {.pool = pool.get(), .frame_pages = asked, .max_memory_bytes = memory});
+  REQUIRE(written.ok());
+  const auto reader = SnapshotReader::Open(directory.path());
+  REQUIRE(reader.ok());
+  const std::vector<size_t> order = (*reader)->FramesInOrder();
+  CHECK((*reader)->index().frames[order.front()].pages == hot_pages);
+  CHECK((*reader)->hot_frames() == (100 + hot_pages - 1) / hot_pages);
+  CHECK((*reader)->index().frames[order[(*reader)->hot_frames()]].pages ==
+        rest_pages);
+  std::vector<uint8_t> read(guest.memory().size());
+  REQUIRE(Restore(**reader, pool.get(), &read).ok());
+  CHECK(read == guest.memory());
+}
+
+TEST_CASE("A small snapshot has frames for all threads") {
+  const test::TemporaryDirectory directory;
+  const auto pool = MakePool(4);
+  SnapshotGuest guest(600);
+  for (size_t page = 0; page < 600; ++page) guest.Fill(page, Filling::kText);
+  const auto changed = guest.changed();
+  const auto written = WriteSnapshot(
+      directory.path(), {.memory = guest.memory(), .changed = changed},
+      {.pool = pool.get(), .frame_pages = kImageFramePages});
+  REQUIRE(written.ok());
+  CHECK(written->index.frames.size() >= 8);
+}
+
+TEST_CASE("Frames of no pages or too many are refused") {
+  const test::TemporaryDirectory directory;
+  const auto pool = MakePool(1);
+  SnapshotGuest guest(1);
+  const uint32_t asked = GENERATE(0u, kMaxFramePages + 1, UINT32_MAX);
+  CHECK(WriteSnapshot(directory.path(), {.memory = guest.memory()},
+                      {.pool = pool.get(), .frame_pages = asked})
+            .status()
+            .code() == absl::StatusCode::kInvalidArgument);
 }
 
 TEST_CASE("Every stored page is found by its frame") {

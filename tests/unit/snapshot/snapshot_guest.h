@@ -106,7 +106,7 @@ inline absl::Status Restore(const snapshot::SnapshotReader& reader,
        snapshot::RangesOf(reader.index(), snapshot::PageKind::kZero)) {
     std::memset(below->data() + range.offset, 0, range.length);
   }
-  return reader.ReadAll({.memory = *below}, {.pool = pool});
+  return reader.ReadAll(*below, {.pool = pool});
 }
 
 inline std::vector<uint8_t> ReadBytes(const std::string& path) {

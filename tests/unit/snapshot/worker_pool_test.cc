@@ -93,5 +93,20 @@ TEST_CASE("Tools of a worker stay from job to job") {
   CHECK(tools.Scratch(100).size() == 100);
 }
 
+TEST_CASE("Tools let go of what only high levels need") {
+  WorkerTools tools;
+  std::vector<uint8_t> content(size_t{1} << 20);
+  std::vector<uint8_t> into(codec::ZstdCompressor::Bound(content.size()));
+  for (const int level : {1, 10}) {
+    const auto compressor = tools.Compressor(level);
+    REQUIRE(compressor.ok());
+    REQUIRE((*compressor)->Compress(content, into).ok());
+    CHECK(tools.holds_much() == (level == 10));
+  }
+  tools.DropMuch();
+  CHECK_FALSE(tools.holds_much());
+  CHECK(tools.Compressor(10).ok());
+}
+
 }  // namespace
 }  // namespace catnap::snapshot
