@@ -91,7 +91,9 @@ class CATNAP_EXPORT KeepAlive {
 // How MicroVM::TakeSnapshot() keeps one.
 struct SnapshotOptions {
   // kMemory: it takes memory, not disk, and ends with its Host; what forks
-  // start from. kStore: on the disk.
+  // start from. The machine goes on over the same memory, and has to touch all
+  // of it anew. kStore: on the disk. The machine stands still for about half as
+  // long, and until all is written what it has of its own is in memory twice.
   enum class Where { kMemory, kStore };
   // As RunOptions::id; it stays until Snapshot::Delete(). Empty: none, and it
   // goes with its last handle.
