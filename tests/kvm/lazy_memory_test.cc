@@ -16,6 +16,7 @@
 #include "memory/page_ranges.h"
 #include "snapshot/reader.h"
 #include "support/machine_fixture.h"
+#include "support/process_use.h"
 #include "support/temporary_directory.h"
 #include "vmm/guest_template.h"
 
@@ -234,22 +235,6 @@ bool IsRefused() {
   if (status.ok()) return false;
   WARN("nothing was looked at: " << status.ToString());
   return true;
-}
-
-size_t EntriesOf(const char* directory) {
-  const fs::directory_iterator all(directory);
-  return static_cast<size_t>(std::distance(begin(all), end(all)));
-}
-
-// Without the kernel's workers for io_uring, which come and go as it likes.
-size_t OwnThreads() {
-  size_t threads = 0;
-  for (const auto& task : fs::directory_iterator("/proc/self/task")) {
-    std::string name;
-    std::getline(std::ifstream(task.path() / "comm"), name);
-    if (!name.empty() && name.rfind("iou-", 0) != 0) ++threads;
-  }
-  return threads;
 }
 
 TEST_CASE("A guest goes on while its memory is read, and misses nothing") {
@@ -492,17 +477,11 @@ TEST_CASE("Waking and ending a hundred times takes nothing for good") {
       REQUIRE(machine->Start().ok());
     }
     if (!threads.has_value()) {
-      threads = OwnThreads();
-      descriptors = EntriesOf("/proc/self/fd");
+      threads = test::OwnThreads().size();
+      descriptors = test::OpenDescriptors();
     }
-    // A thread that was joined is listed for a moment more.
-    const auto deadline = test::Deadline();
-    while (OwnThreads() > *threads &&
-           std::chrono::steady_clock::now() < deadline) {
-      std::this_thread::sleep_for(std::chrono::milliseconds(1));
-    }
-    REQUIRE(OwnThreads() <= *threads);
-    REQUIRE(EntriesOf("/proc/self/fd") == *descriptors);
+    REQUIRE(test::OwnThreadsWithin(*threads).size() <= *threads);
+    REQUIRE(test::OpenDescriptors() == *descriptors);
   }
 }
 

@@ -6,13 +6,13 @@
 #include <array>
 #include <atomic>
 #include <chrono>
-#include <filesystem>
+#include <optional>
 #include <random>
-#include <set>
 #include <thread>
 
 #include "base/status.h"
 #include "memory_test_support.h"
+#include "support/process_use.h"
 
 namespace catnap::memory {
 namespace {
@@ -116,11 +116,6 @@ Filling NewFilling(bool fills) {
   return filling;
 }
 
-size_t EntriesOf(const char* directory) {
-  const std::filesystem::directory_iterator all(directory);
-  return static_cast<size_t>(std::distance(begin(all), end(all)));
-}
-
 bool IsWhole(const GuestMemory& memory, uint64_t page) {
   const uint8_t* const bytes = memory.host_base() + page * kPage;
   const std::vector<uint8_t> wanted(kPage, page < kStored ? ValueOf(page) : 0);
@@ -181,20 +176,14 @@ TEST_CASE("A page comes when it is touched, and is nobody's own") {
 TEST_CASE("A file that is full has no pager's threads, nor descriptors") {
   if (IsRefused()) return;
   std::thread([] {}).join();  // With the first, a sanitizer starts its own.
-  const size_t threads = EntriesOf("/proc/self/task");
+  const size_t threads = test::OwnThreads().size();
   const auto memory = NewGuest(kSize);
   Filling filling = NewFilling(/*fills=*/true);
   Must(memory->MapImage(filling.image));
   filling.source->holds = false;
   Must(filling.file->pager()->WaitUntilFull());
   // The threads say that it is full before they end.
-  const auto latest =
-      std::chrono::steady_clock::now() + std::chrono::seconds(60);
-  while (EntriesOf("/proc/self/task") > threads &&
-         std::chrono::steady_clock::now() < latest) {
-    ::usleep(1000);
-  }
-  CHECK(EntriesOf("/proc/self/task") <= threads);
+  CHECK(test::OwnThreadsWithin(threads).size() <= threads);
   CHECK_FALSE(filling.file->writable());
   for (uint64_t page = 0; page < kPages; ++page) CHECK(IsWhole(*memory, page));
   CHECK(Must(OwnPages(*memory)).empty());
@@ -289,16 +278,21 @@ TEST_CASE("An overlay over what is being filled copies what is to be there") {
 
 TEST_CASE("Filling that ends early, a hundred times, leaves nothing") {
   if (IsRefused()) return;
-  std::set<std::pair<size_t, size_t>> counts;
+  std::optional<size_t> threads;
+  std::optional<size_t> descriptors;
   for (int i = 0; i < 100; ++i) {
     {
       Filling filling = NewFilling(/*fills=*/i % 2 == 0);
       const auto memory = NewGuest(filling.image);
       CHECK(IsWhole(*memory, static_cast<uint64_t>(i)));
     }
-    counts.emplace(EntriesOf("/proc/self/task"), EntriesOf("/proc/self/fd"));
+    if (!threads.has_value()) {
+      threads = test::OwnThreads().size();
+      descriptors = test::OpenDescriptors();
+    }
+    REQUIRE(test::OwnThreadsWithin(*threads).size() <= *threads);
+    REQUIRE(test::OpenDescriptors() == *descriptors);
   }
-  CHECK(counts.size() == 1);
 }
 
 TEST_CASE("Where userfaultfd is refused nothing is filled on demand",
