@@ -56,9 +56,10 @@ int WriteOver(const std::string& path, std::string_view text) {
   const int fd = open(path.c_str(), O_WRONLY | O_CLOEXEC | O_NOFOLLOW);
   if (fd < 0) return errno;
   const auto size = static_cast<ssize_t>(text.size());
-  const bool done = pwrite(fd, text.data(), text.size(), 0) == size &&
-                    ftruncate(fd, size) == 0;
-  const int error = done ? 0 : errno;
+  const ssize_t written = pwrite(fd, text.data(), text.size(), 0);
+  int error = written < 0 ? errno : 0;
+  if (error == 0 && written != size) error = ENOSPC;
+  if (error == 0 && ftruncate(fd, size) != 0) error = errno;
   close(fd);
   return error;
 }
