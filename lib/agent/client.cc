@@ -40,6 +40,16 @@ absl::Status ResetStatus(ResetCode code, std::string_view text) {
 
 }  // namespace
 
+CallLimits Within(const CallLimits& limits,
+                  std::chrono::steady_clock::duration latest) {
+  CallLimits within = limits;
+  const CallLimits::Time end = std::chrono::steady_clock::now() + latest;
+  if (!within.deadline.has_value() || *within.deadline > end) {
+    within.deadline = end;
+  }
+  return within;
+}
+
 Client::Client(ByteChannel* channel, base::Clock* clock, Options options)
     : channel_(channel),
       clock_(clock),

@@ -43,6 +43,10 @@ struct CallLimits {
   std::stop_token stop{};          // CANCELLED.
 };
 
+// The same, and `latest` from now at the latest.
+CallLimits Within(const CallLimits& limits,
+                  std::chrono::steady_clock::duration latest);
+
 // The connection's bytes towards the guest; a vsock stream, or a socket.
 class ByteChannel {
  public:

@@ -1,12 +1,16 @@
 #ifndef CATNAP_LIB_RUNTIME_GUEST_IDENTITY_H_
 #define CATNAP_LIB_RUNTIME_GUEST_IDENTITY_H_
 
+#include <chrono>
 #include <string>
 
 #include "absl/status/status.h"
 #include "agent/sleep.h"
 
 namespace catnap::runtime {
+
+// A wake's answer, which a hostile guest may never send, is waited for so long.
+constexpr auto kWakeLatest = std::chrono::seconds(30);
 
 // Has a wake make a guest another machine than all others: of this name, with
 // a machine id and a generation drawn for it.

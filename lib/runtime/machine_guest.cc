@@ -23,19 +23,6 @@ constexpr std::chrono::milliseconds kCaptureBound{250};
 // Of the agent's part, beside the bound: writing dirty data takes long.
 constexpr auto kFreezeLatest = std::chrono::seconds(60);
 constexpr auto kThawLatest = std::chrono::seconds(10);
-constexpr auto kWakeLatest = std::chrono::seconds(30);
-
-using TimePoint = std::chrono::steady_clock::time_point;
-
-agent::CallLimits Within(const agent::CallLimits& limits,
-                         std::chrono::steady_clock::duration latest) {
-  agent::CallLimits within = limits;
-  const TimePoint end = std::chrono::steady_clock::now() + latest;
-  if (!within.deadline.has_value() || *within.deadline > end) {
-    within.deadline = end;
-  }
-  return within;
-}
 
 vmm::StorageOptions StorageOf(const MachineMeans& means,
                               const StoreOptions& options) {
@@ -267,7 +254,7 @@ absl::Status MachineGuest::SetEgress(const NetworkPolicy& policy) {
 
 absl::Status MachineGuest::FreezePrograms(std::chrono::milliseconds bound,
                                           const agent::CallLimits& limits) {
-  const agent::CallLimits within = Within(limits, kFreezeLatest);
+  const agent::CallLimits within = agent::Within(limits, kFreezeLatest);
   CATNAP_ASSIGN_OR_RETURN(const auto client,
                           WaitForClient(*within.deadline, [&within] {
                             return within.stop.stop_requested();
@@ -281,7 +268,7 @@ absl::Status MachineGuest::FreezePrograms(std::chrono::milliseconds bound,
 }
 
 void MachineGuest::ThawPrograms() {
-  const agent::CallLimits within = Within({}, kThawLatest);
+  const agent::CallLimits within = agent::Within({}, kThawLatest);
   const auto client = WaitForClient(*within.deadline, nullptr);
   if (!client.ok()) return;  // The next connection's wake thaws them.
   const Completion<absl::Status> thawed;
@@ -293,7 +280,7 @@ void MachineGuest::ThawPrograms() {
 absl::Status MachineGuest::WakePrograms(
     bool is_copy, std::optional<std::vector<std::string>> env,
     const agent::CallLimits& limits) {
-  const agent::CallLimits within = Within(limits, kWakeLatest);
+  const agent::CallLimits within = agent::Within(limits, kWakeLatest);
   CATNAP_ASSIGN_OR_RETURN(const auto client,
                           WaitForClient(*within.deadline, [&within] {
                             return within.stop.stop_requested();

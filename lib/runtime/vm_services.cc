@@ -119,13 +119,14 @@ std::vector<std::string> Vm::OwnEnvironment() const {
 }
 
 absl::Status Vm::IntroduceGuest(const agent::CallLimits& limits) {
-  CATNAP_ASSIGN_OR_RETURN(const auto client, Client(limits));
+  const agent::CallLimits within = agent::Within(limits, kWakeLatest);
+  CATNAP_ASSIGN_OR_RETURN(const auto client, Client(within));
   // A guest that is not frozen only takes what a wake brings.
   agent::WakeOptions options;
   CATNAP_RETURN_IF_ERROR(AddIdentity(id_, &options));
   options.env = OwnEnvironment();
   const Completion<absl::StatusOr<std::string>> taken;
-  agent::Wake(client.get(), options, limits,
+  agent::Wake(client.get(), options, within,
               [taken](absl::StatusOr<std::string> left_out) {
                 taken.Set(std::move(left_out));
               });
