@@ -57,7 +57,8 @@ struct LinkStats {
 // refused.
 //
 // Memory: 128 KiB for frames from the helper, at most 512 KiB for those to it,
-// 256 frames and at most a MiB for the guest, and what Gate says. Descriptors:
+// 256 frames and at most a MiB for the guest, and what Gate says; in the
+// kernel, up to 8 MiB of frames that the guest is yet to take. Descriptors:
 // three with a helper (one with a tap), and one for each name that is being
 // asked for.
 //
