@@ -72,9 +72,11 @@ void CowLayer::StartCommit() {
     if (status.ok()) {
       commit_running_ = true;
       commit->freeze = freeze_now_ && !committed_.frozen;
-      changed = commit->freeze || map_->AnyDirty() ||
-                capacity_ != committed_.virtual_bytes ||
-                map_->Pointer(MapLevel::kRoot, 0) != committed_.root;
+      // Nothing can have changed in one that was opened frozen.
+      changed = frozen_ == nullptr &&
+                (commit->freeze || map_->AnyDirty() ||
+                 capacity_ != committed_.virtual_bytes ||
+                 map_->Pointer(MapLevel::kRoot, 0) != committed_.root);
       if (changed) {
         space_->BeginCommit();
         commit->todo = map_->TakeDirty(MapLevel::kMap);
@@ -263,7 +265,7 @@ void CowLayer::Reclaim() {
   std::optional<ClusterRun> run;
   {
     const base::MutexLock lock(&mutex_);
-    if (reclaiming_) return;
+    if (reclaiming_ || frozen_ != nullptr) return;
     run = space_->TakeReclaim(kReclaimClusters);
     if (!run.has_value()) return;
     reclaiming_ = true;

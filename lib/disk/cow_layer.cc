@@ -27,6 +27,20 @@ absl::Status CheckParent(const BlockIo* parent) {
       "the disk below a layer must be read-only or frozen");
 }
 
+// Whether the layer was made on `parent`.
+absl::Status CheckIsOn(const LayerHeader& header, const BlockIo* parent) {
+  CATNAP_RETURN_IF_ERROR(CheckParent(parent));
+  const bool same =
+      header.has_parent == (parent != nullptr) &&
+      (parent == nullptr || (header.parent_id == parent->id() &&
+                             header.parent_bytes == parent->capacity()));
+  if (same) return absl::OkStatus();
+  return Error(absl::StatusCode::kFailedPrecondition,
+               "the disk of {} bytes below the layer is not the one of {} "
+               "bytes that it was made on",
+               parent == nullptr ? 0 : parent->capacity(), header.parent_bytes);
+}
+
 }  // namespace
 
 absl::StatusOr<std::shared_ptr<CowLayer>> CowLayer::Create(
@@ -81,22 +95,31 @@ absl::StatusOr<std::shared_ptr<CowLayer>> CowLayer::CreateOnTop(
 absl::StatusOr<std::shared_ptr<CowLayer>> CowLayer::Open(
     std::shared_ptr<FileIo> file, std::shared_ptr<BlockIo> parent,
     CowLayerOptions options) {
-  CATNAP_RETURN_IF_ERROR(CheckParent(parent.get()));
   CATNAP_ASSIGN_OR_RETURN(LoadedLayer layer, LoadLayer(file.get()));
-  const bool same =
-      layer.header.has_parent == (parent != nullptr) &&
-      (parent == nullptr || (layer.header.parent_id == parent->id() &&
-                             layer.header.parent_bytes == parent->capacity()));
-  if (!same) {
-    return Error(absl::StatusCode::kFailedPrecondition,
-                 "the disk of {} bytes below the layer is not the one of {} "
-                 "bytes that it was made on",
-                 parent == nullptr ? 0 : parent->capacity(),
-                 layer.header.parent_bytes);
+  if (layer.commit.frozen) {
+    return OpenFrozen(std::move(file),
+                      std::make_shared<const LoadedLayer>(std::move(layer)),
+                      std::move(parent), std::move(options));
   }
+  CATNAP_RETURN_IF_ERROR(CheckIsOn(layer.header, parent.get()));
   return std::shared_ptr<CowLayer>(
       new CowLayer(std::move(file), std::move(parent), std::move(options),
                    std::move(layer)));
+}
+
+absl::StatusOr<std::shared_ptr<CowLayer>> CowLayer::OpenFrozen(
+    std::shared_ptr<FileIo> file, std::shared_ptr<const LoadedLayer> loaded,
+    std::shared_ptr<BlockIo> parent, CowLayerOptions options) {
+  if (!loaded->commit.frozen) {
+    return absl::FailedPreconditionError("the layer is not frozen");
+  }
+  CATNAP_RETURN_IF_ERROR(CheckIsOn(loaded->header, parent.get()));
+  LoadedLayer layer;
+  layer.header = loaded->header;
+  layer.commit = loaded->commit;
+  return std::shared_ptr<CowLayer>(
+      new CowLayer(std::move(file), std::move(parent), std::move(options),
+                   std::move(layer), std::move(loaded)));
 }
 
 absl::StatusOr<LayerHeader> CowLayer::ReadHeader(FileIo* file) {
@@ -105,7 +128,8 @@ absl::StatusOr<LayerHeader> CowLayer::ReadHeader(FileIo* file) {
 
 CowLayer::CowLayer(std::shared_ptr<FileIo> file,
                    std::shared_ptr<BlockIo> parent, CowLayerOptions options,
-                   LoadedLayer loaded)
+                   LoadedLayer loaded,
+                   std::shared_ptr<const LoadedLayer> frozen)
     : file_(std::move(file)),
       parent_(std::move(parent)),
       header_(loaded.header),
@@ -115,6 +139,7 @@ CowLayer::CowLayer(std::shared_ptr<FileIo> file,
       on_parked_(std::move(options.on_parked)),
       committed_(loaded.commit),
       capacity_(loaded.commit.virtual_bytes),
+      frozen_(std::move(frozen)),
       map_(std::move(loaded.map)),
       space_(std::move(loaded.space)),
       retry_delay_(first_retry_) {}
@@ -144,7 +169,8 @@ bool CowLayer::read_only() const {
 
 uint64_t CowLayer::allocated_bytes() const {
   const base::MutexLock lock(&mutex_);
-  return space_->used_clusters() * kClusterBytes;
+  const SpaceMap& space = frozen_ != nullptr ? *frozen_->space : *space_;
+  return space.used_clusters() * kClusterBytes;
 }
 
 bool CowLayer::parked() const {
@@ -154,13 +180,14 @@ bool CowLayer::parked() const {
 
 std::optional<uint64_t> CowLayer::NextCluster(uint64_t from) const {
   const base::MutexLock lock(&mutex_);
-  return map_->NextReserved(from);
+  return MapLocked().NextReserved(from);
 }
 
 MapEntry CowLayer::EntryOf(uint64_t cluster) const {
   const base::MutexLock lock(&mutex_);
-  if (cluster / kEntriesPerPage >= map_->map_pages()) return {};
-  return map_->Get(cluster);
+  const LayerMap& map = MapLocked();
+  if (cluster / kEntriesPerPage >= map.map_pages()) return {};
+  return map.Get(cluster);
 }
 
 void CowLayer::Read(std::span<const iovec> buffers, uint64_t offset,

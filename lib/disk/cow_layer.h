@@ -76,6 +76,11 @@ class CowLayer final : public BlockIo,
   static absl::StatusOr<std::shared_ptr<CowLayer>> Open(
       std::shared_ptr<FileIo> file, std::shared_ptr<BlockIo> parent,
       CowLayerOptions options);
+  // The same of a frozen layer that was read from the file already, maybe for
+  // others. Errors: as Open().
+  static absl::StatusOr<std::shared_ptr<CowLayer>> OpenFrozen(
+      std::shared_ptr<FileIo> file, std::shared_ptr<const LoadedLayer> loaded,
+      std::shared_ptr<BlockIo> parent, CowLayerOptions options);
   // What the file says of itself and its parent. Errors: as Open().
   static absl::StatusOr<LayerHeader> ReadHeader(FileIo* file);
 
@@ -129,8 +134,15 @@ class CowLayer final : public BlockIo,
   // cow_commit.cc.
   struct Commit;
 
+  // Of one that was opened frozen, `frozen` and nothing in `loaded` but what is
+  // copied from it.
   CowLayer(std::shared_ptr<FileIo> file, std::shared_ptr<BlockIo> parent,
-           CowLayerOptions options, LoadedLayer loaded);
+           CowLayerOptions options, LoadedLayer loaded,
+           std::shared_ptr<const LoadedLayer> frozen = nullptr);
+
+  const LayerMap& MapLocked() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+    return frozen_ != nullptr ? *frozen_->map : *map_;
+  }
 
   // Requests: cow_requests.cc. Each runs in steps, on the loop's thread.
   void Start(std::shared_ptr<LayerRequest> request);
@@ -218,6 +230,10 @@ class CowLayer final : public BlockIo,
   BlockCompletion freeze_done_ ABSL_GUARDED_BY(mutex_);
   uint64_t freeze_number_ ABSL_GUARDED_BY(mutex_) = 0;
   bool freeze_now_ ABSL_GUARDED_BY(mutex_) = false;  // The next commit does.
+  // What a layer that was opened frozen says, which others may share. Goes
+  // before the file does (LayerCache).
+  const std::shared_ptr<const LoadedLayer> frozen_;
+  // Of other layers.
   const std::unique_ptr<LayerMap> map_ ABSL_PT_GUARDED_BY(mutex_);
   const std::unique_ptr<SpaceMap> space_ ABSL_PT_GUARDED_BY(mutex_);
   InFlight in_flight_ ABSL_GUARDED_BY(mutex_);

@@ -111,18 +111,19 @@ void CowLayer::RunRead(const std::shared_ptr<LayerRequest>& request) {
   std::vector<LayerPart> parts;
   {
     const base::MutexLock lock(&mutex_);
+    const LayerMap& map = MapLocked();
     const uint64_t end = request->offset + request->length;
     uint64_t at = request->offset;
     while (at < end) {
       // As far as one place has it.
-      const MapEntry start = map_->Get(at / kClusterBytes);
+      const MapEntry start = map.Get(at / kClusterBytes);
       const uint64_t block = at / kBlockBytes;
       const bool data = (start.data_bits & BitOf(block)) != 0;
       const bool zero = (start.zero_bits & BitOf(block)) != 0;
       const uint64_t place = PlaceOf(start, at);
       uint64_t next = (block + 1) * kBlockBytes;
       while (next < end) {
-        const MapEntry entry = map_->Get(next / kClusterBytes);
+        const MapEntry entry = map.Get(next / kClusterBytes);
         const uint16_t bit = BitOf(next / kBlockBytes);
         if (((entry.data_bits & bit) != 0) != data ||
             ((entry.zero_bits & bit) != 0) != zero ||

@@ -38,7 +38,7 @@ absl::Status DiskStack::OpenChain(const LayerChain& chain) {
         auto layer,
         OpenChainLayer(file, parent,
                        file.frozen ? CowLayerOptions() : TopOptions(),
-                       options_.loop));
+                       options_.cache.get(), options_.loop));
     next_number_ = file.number + 1;
     if (!file.frozen) {
       top = TopLayer{file, std::move(layer), nullptr};

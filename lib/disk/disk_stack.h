@@ -17,6 +17,7 @@
 #include "base/thread.h"
 #include "disk/block_io.h"
 #include "disk/cow_layer.h"
+#include "disk/layer_cache.h"
 #include "disk/layer_chain.h"
 #include "disk/layer_seat.h"
 #include "io/event_loop.h"
@@ -30,6 +31,9 @@ struct DiskStackOptions {
   std::shared_ptr<BlockIo> base;
   // Of a disk that has no layer yet, in bytes: 0 is as large as the base.
   uint64_t capacity = 0;
+  // Frozen layers that other disks have open too are kept in memory once. Null:
+  // each keeps its own.
+  std::shared_ptr<LayerCache> cache{};
   // Borrowed: outlives the stack and all requests.
   io::EventLoop* loop = nullptr;
   // As in CowLayerOptions, of whichever layer is the top.
@@ -67,7 +71,8 @@ struct DiskStackOptions {
 // progress to stop, for at most the copy of 1 MiB: not on the loop's thread,
 // where no call that "blocks" may be either.
 //
-// Memory: that of its layers, and while it merges 1 MiB and the map of the new
+// Memory: that of its layers, but for frozen ones that another disk with the
+// same cache has open, and while it merges 1 MiB and the map of the new
 // one. Descriptors: one for each layer, and two while it merges.
 class DiskStack final : public BlockIo {
  public:

@@ -148,13 +148,21 @@ absl::StatusOr<std::shared_ptr<CowLayer>> MergeLayers(
 
 absl::StatusOr<std::shared_ptr<CowLayer>> OpenChainLayer(
     const ChainLayer& layer, std::shared_ptr<BlockIo> parent,
-    CowLayerOptions options, io::EventLoop* loop) {
+    CowLayerOptions options, LayerCache* cache, io::EventLoop* loop) {
   CATNAP_ASSIGN_OR_RETURN(
-      auto file,
+      const auto file,
       LoopFile::Open(layer.path,
                      (layer.frozen ? O_RDONLY : O_RDWR) | O_NOFOLLOW, loop));
-  auto opened =
-      CowLayer::Open(std::move(file), std::move(parent), std::move(options));
+  absl::StatusOr<std::shared_ptr<CowLayer>> opened;
+  if (layer.frozen && cache != nullptr) {
+    auto loaded = cache->Load(file.get());
+    opened = loaded.ok()
+                 ? CowLayer::OpenFrozen(file, *std::move(loaded),
+                                        std::move(parent), std::move(options))
+                 : loaded.status();
+  } else {
+    opened = CowLayer::Open(file, std::move(parent), std::move(options));
+  }
   if (!opened.ok()) return AddContext(opened.status(), layer.path);
   if ((*opened)->id() != layer.header.id ||
       (*opened)->read_only() != layer.frozen) {
@@ -178,7 +186,7 @@ absl::Status MergeChain(const std::vector<ChainLayer>& chain,
                    layer.path);
     }
     CATNAP_ASSIGN_OR_RETURN(auto opened,
-                            OpenChainLayer(layer, parent, {}, loop));
+                            OpenChainLayer(layer, parent, {}, nullptr, loop));
     parent = opened;
     layers.push_back(std::move(opened));
   }

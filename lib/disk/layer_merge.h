@@ -9,6 +9,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "disk/cow_layer.h"
+#include "disk/layer_cache.h"
 #include "disk/layer_chain.h"
 #include "io/event_loop.h"
 #include "io/file.h"
@@ -40,12 +41,13 @@ absl::Status MergeChain(const std::vector<ChainLayer>& chain,
                         std::shared_ptr<BlockIo> base, const std::string& path,
                         io::EventLoop* loop, const MergePace& pace);
 
-// Opens the file of a layer for `loop`. Errors: DATA_LOSS, it is not the layer
+// Opens the file of a layer for `loop`. `cache`: of those that may be open
+// elsewhere, or null. Errors: DATA_LOSS, it is not the layer
 // that the chain says, or not frozen and `writable` is false; as
 // CowLayer::Open(). Blocks.
 absl::StatusOr<std::shared_ptr<CowLayer>> OpenChainLayer(
     const ChainLayer& layer, std::shared_ptr<BlockIo> parent,
-    CowLayerOptions options, io::EventLoop* loop);
+    CowLayerOptions options, LayerCache* cache, io::EventLoop* loop);
 
 }  // namespace catnap::disk
 

@@ -30,6 +30,12 @@ absl::StatusOr<std::shared_ptr<LoopFile>> LoopFile::Open(
       std::make_shared<const base::UniqueFd>(std::move(fd)), loop);
 }
 
+absl::StatusOr<FileKey> LoopFile::Key() const {
+  struct stat info {};
+  if (::fstat(fd_->get(), &info) != 0) return ErrnoError(errno, "stat a disk");
+  return FileKey{.device = info.st_dev, .inode = info.st_ino};
+}
+
 void LoopFile::Read(std::span<const iovec> buffers, uint64_t offset,
                     FileCompletion done) {
   loop_->ReadVector(fd_->get(), buffers, offset, std::move(done));

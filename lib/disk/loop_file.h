@@ -1,6 +1,8 @@
 #ifndef CATNAP_LIB_DISK_LOOP_FILE_H_
 #define CATNAP_LIB_DISK_LOOP_FILE_H_
 
+#include <compare>
+#include <cstdint>
 #include <memory>
 #include <string>
 #include <utility>
@@ -10,6 +12,13 @@
 #include "io/event_loop.h"
 
 namespace catnap::disk {
+
+// Which file it is: no other has both while somebody has it open.
+struct FileKey {
+  uint64_t device = 0;
+  uint64_t inode = 0;
+  auto operator<=>(const FileKey&) const = default;
+};
 
 // A regular file or block device on an EventLoop. Thread-safe. Holds one
 // descriptor, closed when the last user of it is gone: `fd` may be shared by
@@ -26,6 +35,9 @@ class LoopFile final : public FileIo {
   static absl::StatusOr<std::shared_ptr<LoopFile>> Open(const std::string& path,
                                                         int flags,
                                                         io::EventLoop* loop);
+
+  // Errors: what fstat(2) says.
+  absl::StatusOr<FileKey> Key() const;
 
   void Read(std::span<const iovec> buffers, uint64_t offset,
             FileCompletion done) override;

@@ -91,7 +91,8 @@ absl::StatusOr<GuestFiles> FindGuestFiles(const std::filesystem::path& kernel) {
 
 MachineFactory::MachineFactory(Options options)
     : options_(std::move(options)),
-      outstanding_(std::make_shared<Outstanding>()) {}
+      outstanding_(std::make_shared<Outstanding>()),
+      layers_(std::make_shared<disk::LayerCache>()) {}
 
 MachineFactory::~MachineFactory() {
   const base::MutexLock lock(&outstanding_->mutex);
@@ -105,6 +106,7 @@ absl::StatusOr<MachineMeans> MachineFactory::Means() {
   CATNAP_ASSIGN_OR_RETURN(means.files, FindGuestFiles(options_.kernel));
   means.clock = options_.clock;
   means.outstanding = outstanding_;
+  means.layers = layers_;
   means.kick_signal = options_.kick_signal;
   means.compression_level = options_.compression_level;
   CATNAP_ASSIGN_OR_RETURN(means.workers, Workers());

@@ -10,6 +10,7 @@
 #include "absl/base/thread_annotations.h"
 #include "base/clock.h"
 #include "base/mutex.h"
+#include "disk/layer_cache.h"
 #include "runtime/guest.h"
 #include "snapshot/worker_pool.h"
 #include "vmm/guest_template.h"
@@ -76,6 +77,7 @@ class MachineFactory final : public GuestFactory {
 
   const Options options_;
   const std::shared_ptr<Outstanding> outstanding_;
+  const std::shared_ptr<disk::LayerCache> layers_;
   base::Mutex mutex_;
   // Made when the first guest is wanted.
   std::unique_ptr<snapshot::WorkerPool> workers_ ABSL_GUARDED_BY(mutex_);

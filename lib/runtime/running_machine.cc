@@ -138,11 +138,12 @@ std::filesystem::path DiskDirectoryOf(const GuestConfig& config) {
 }
 
 absl::StatusOr<vmm::GuestDevices> RunningMachine::MakeDevices(
-    const GuestConfig& config) {
+    const MachineMeans& means, const GuestConfig& config) {
   disk::DiskStackOptions options;
   options.directory = DiskDirectoryOf(config).string();
   CATNAP_ASSIGN_OR_RETURN(options.base,
                           OpenBaseDisk(*config.image, config.loop));
+  options.cache = means.layers;
   options.loop = config.loop;
   if (config.sync_later) {
     options.durable = disk::Durable::kLater;
@@ -192,7 +193,7 @@ absl::StatusOr<std::unique_ptr<RunningMachine>> RunningMachine::Create(
   // new: the constructor is private.
   std::unique_ptr<RunningMachine> running(new RunningMachine());
   CATNAP_ASSIGN_OR_RETURN(vmm::GuestDevices devices,
-                          running->MakeDevices(config));
+                          running->MakeDevices(means, config));
   CATNAP_ASSIGN_OR_RETURN(
       auto machine,
       means.shells->Take(ShellOf(*config.image, means, devices.disks.size())));

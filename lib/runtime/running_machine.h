@@ -10,6 +10,7 @@
 #include "base/clock.h"
 #include "base/mutex.h"
 #include "disk/disk_stack.h"
+#include "disk/layer_cache.h"
 #include "net/link.h"
 #include "runtime/guest.h"
 #include "runtime/machine_factory.h"
@@ -35,6 +36,7 @@ struct MachineMeans {
   snapshot::WorkerPool* workers = nullptr;  // Borrowed.
   base::Clock* clock = nullptr;             // Borrowed.
   std::shared_ptr<MachineFactory::Outstanding> outstanding;
+  std::shared_ptr<disk::LayerCache> layers;  // Of all their disks.
   GuestFiles files;
   int kick_signal = 0;
   int compression_level = 1;
@@ -92,7 +94,8 @@ class RunningMachine {
   };
 
   RunningMachine() = default;
-  absl::StatusOr<vmm::GuestDevices> MakeDevices(const GuestConfig& config);
+  absl::StatusOr<vmm::GuestDevices> MakeDevices(const MachineMeans& means,
+                                                const GuestConfig& config);
 
   std::shared_ptr<Holder> holder_;
   std::shared_ptr<vmm::GuestSockets> sockets_;

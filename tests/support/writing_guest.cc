@@ -355,6 +355,8 @@ absl::StatusOr<WriterProgress> CheckWriter(const memory::GuestMemory& memory,
 struct WriterFactory::Shared {
   std::shared_ptr<runtime::MachineFactory::Outstanding> outstanding =
       std::make_shared<runtime::MachineFactory::Outstanding>();
+  std::shared_ptr<disk::LayerCache> layers =
+      std::make_shared<disk::LayerCache>();
   Hooks hooks;
   base::Clock* clock = nullptr;
   base::Mutex mutex;
@@ -592,6 +594,7 @@ absl::StatusOr<runtime::MachineMeans> WriterFactory::Means() {
   means.workers = shared_->workers.get();
   means.clock = shared_->clock;
   means.outstanding = shared_->outstanding;
+  means.layers = shared_->layers;
   return means;
 }
 
