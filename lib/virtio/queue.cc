@@ -1,5 +1,6 @@
 #include "virtio/queue.h"
 
+#include <algorithm>
 #include <atomic>
 #include <bit>
 #include <cstring>
@@ -112,6 +113,12 @@ SplitQueue::Descriptor SplitQueue::ReadDescriptor(
           .length = base::LoadLe<uint32_t>(copy + 8),
           .flags = base::LoadLe<uint16_t>(copy + 12),
           .next = base::LoadLe<uint16_t>(copy + 14)};
+}
+
+uint16_t SplitQueue::waiting() const {
+  const auto waiting = static_cast<uint16_t>(LoadAvailable(kIndexOffset) -
+                                             progress_.next_available);
+  return std::min(waiting, size_);
 }
 
 absl::StatusOr<bool> SplitQueue::Pop(Chain* chain) {

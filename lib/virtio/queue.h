@@ -56,6 +56,10 @@ class SplitQueue {
                      QueueProgress progress = {});
   void Stop() { size_ = 0; }
   bool started() const { return size_ != 0; }
+  uint16_t size() const { return size_; }
+  // How many buffers the driver has made available that were not taken; at most
+  // size(), whatever it says. REQUIRES: started().
+  uint16_t waiting() const;
   QueueProgress progress() const { return progress_; }
 
   // Takes the next available buffer into `chain`; false: there is none. The

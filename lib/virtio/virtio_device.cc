@@ -164,6 +164,12 @@ void VirtioDevice::ServeQueueLocked(size_t index) {
   InterruptLocked(index);
 }
 
+VirtioDevice::QueueFill VirtioDevice::FillOfQueueLocked(size_t index) const {
+  const SplitQueue& queue = queues_[index];
+  if (!serving_locked() || !queue.started()) return {};
+  return {.size = queue.size(), .waiting = queue.waiting()};
+}
+
 void VirtioDevice::PushLocked(size_t index, uint16_t head, uint32_t written) {
   if (queues_[index].started()) queues_[index].Push(head, written);
 }

@@ -122,6 +122,14 @@ class VirtioDevice {
   // Serves queue `index` as far as WantsLocked() goes: for devices that learn
   // from elsewhere than the driver that they can go on.
   void ServeQueueLocked(size_t index) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // The size of a queue, and how many of its buffers wait for the device; both
+  // 0 while it is not in use.
+  struct QueueFill {
+    uint16_t size = 0;
+    uint16_t waiting = 0;
+  };
+  QueueFill FillOfQueueLocked(size_t index) const
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // Gives a buffer back that HandleLocked() took, now or later.
   void PushLocked(size_t index, uint16_t head, uint32_t written)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);

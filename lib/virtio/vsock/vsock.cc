@@ -15,6 +15,8 @@ namespace {
 constexpr uint16_t kQueueSize = 256;
 constexpr uint32_t kMaxDataBytes = 64 << 10;  // Of one packet to the guest.
 constexpr uint32_t kEventTransportReset = 0;
+// VMADDR_PORT_ANY (linux/vm_sockets.h): no socket has it.
+constexpr uint32_t kNobodysPort = UINT32_MAX;
 
 // What waits for handlers, and resets that wait for the driver's buffers. A
 // guest that makes more waits.
@@ -311,6 +313,18 @@ void Vsock::ResetTransport() {
     ServeQueueLocked(kEventQueue);
   }
   Deliver(SIZE_MAX);
+}
+
+void Vsock::RenewReceiveBuffers() {
+  const base::MutexLock lock(&mutex_);
+  const auto [size, waiting] = FillOfQueueLocked(kReceiveQueue);
+  const int half = size / 2;
+  if (waiting < half || waiting >= half + size / 4) return;
+  // To where less than half of them is left.
+  for (int i = half - 1; i < waiting && resets_.size() < kMaxResets; ++i) {
+    SendResetLocked({.host_port = kNobodysPort, .guest_port = kNobodysPort});
+  }
+  ServeQueueLocked(kReceiveQueue);
 }
 
 }  // namespace catnap::virtio

@@ -108,6 +108,13 @@ class Vsock final : public VirtioDevice {
   // TRANSPORT_RESET): after a restore from a copy.
   void ResetTransport();
 
+  // Has a driver that gives new receive buffers only when half of them are
+  // used, as Linux's does, give them now if it would within the next quarter:
+  // before a guest is copied, each copy of which would write to as many pages
+  // of its own (half a MiB). By packets that no driver heeds: resets of a
+  // stream that nobody can have.
+  void RenewReceiveBuffers();
+
   // After LoadState(): the streams that were there, which have no handler. Give
   // each one by Adopt() before Resume(); the others are reset then. The handler
   // goes on where the one before was, hears OnWritable() soon, and owes

@@ -184,6 +184,28 @@ TEST_CASE("We send no more than the driver has buffers for") {
   CHECK(*guest.device().Send(listener.id, BytesOf("x")) == 1);
 }
 
+TEST_CASE("Buffers of which half are used soon are renewed when we are asked") {
+  // Of 16; half is 8, and soon are the 4 above.
+  const auto buffers = static_cast<uint16_t>(GENERATE(0, 1, 7, 8, 11, 12, 16));
+  CAPTURE(buffers);
+  VsockGuest guest;
+  guest.device().RenewReceiveBuffers();  // No driver is there.
+  REQUIRE(guest.Start(buffers));
+  guest.device().RenewReceiveBuffers();
+  const auto packets = guest.Receive(/*offer_again=*/false);
+  const bool is_soon = buffers >= 8 && buffers < 12;
+  // Less than half are left.
+  CHECK(packets.size() == (is_soon ? buffers - 7U : 0U));
+  for (const auto& packet : packets) {
+    CHECK(packet.header.operation == Operation::kReset);
+    CHECK(packet.header.type == kVsockTypeStream);
+    CHECK(packet.header.source_cid == kVsockHostCid);
+    CHECK(packet.header.destination_cid == VsockGuest::kCid);
+    CHECK(packet.header.destination_port == UINT32_MAX);
+  }
+  CHECK(guest.driver().failures() == 0);
+}
+
 TEST_CASE("What a guest may send is bounded, and told in large steps") {
   VsockGuest guest({.buffer_bytes = 1000});
   Listener listener(guest.device());
