@@ -1,6 +1,7 @@
 #include "vmm/console.h"
 
 #include <algorithm>
+#include <new>
 #include <utility>
 
 #include "base/log_text.h"
@@ -11,8 +12,7 @@ Console::Console(const ConsoleLimits& limits, base::Clock* clock)
     : clock_(clock != nullptr ? clock : &system_clock_),
       line_bucket_(limits.lines_per_second, limits.burst_lines),
       byte_bucket_(limits.bytes_per_second,
-                   std::max<double>(limits.burst_bytes, kLineBytes)),
-      tail_(std::make_unique_for_overwrite<char[]>(kTailBytes)) {}
+                   std::max<double>(limits.burst_bytes, kLineBytes)) {}
 
 void Console::SetLineCallback(LineCallback on_line) {
   base::MutexLock lock(&line_mutex_);
@@ -71,6 +71,8 @@ void Console::ForwardLineLocked() {
 
 void Console::AppendToTail(std::span<const uint8_t> bytes) {
   base::MutexLock lock(&tail_mutex_);
+  if (tail_ == nullptr) tail_.reset(new (std::nothrow) char[kTailBytes]);
+  if (tail_ == nullptr) return;
   bool found = false;
   for (const uint8_t byte : bytes) {
     tail_[written_ % kTailBytes] = static_cast<char>(byte);
@@ -93,6 +95,7 @@ std::string Console::Tail() const {
 }
 
 std::string Console::TailLocked() const {
+  if (tail_ == nullptr) return {};
   if (written_ <= kTailBytes) return {tail_.get(), written_};
   const size_t start = written_ % kTailBytes;
   std::string tail(tail_.get() + start, kTailBytes - start);

@@ -64,7 +64,8 @@ class Console final : public device::OutputSink {
   void Flush();
 
   // The last kTailBytes that the guest wrote, as it wrote them: control
-  // characters included.
+  // characters included. Without what was written while there was no memory
+  // for the first of them.
   std::string Tail() const;
 
   // Blocks until `text` stands in what Tail() returns or comes later, or until
@@ -104,10 +105,11 @@ class Console final : public device::OutputSink {
 
   mutable base::Mutex tail_mutex_;
   base::CondVar found_;
-  // kTailBytes, allocated here once, so that no guest byte allocates; pages
-  // that no byte reached cost nothing. Byte n of the output is at n modulo
-  // kTailBytes.
-  const std::unique_ptr<char[]> tail_ ABSL_GUARDED_BY(tail_mutex_);
+  // kTailBytes, allocated once, for the first byte: most guests are woken ones
+  // that never write, and many of these among what machines have on the heap
+  // made the kernel give it huge pages, all of them memory. Byte n of the
+  // output is at n modulo kTailBytes.
+  std::unique_ptr<char[]> tail_ ABSL_GUARDED_BY(tail_mutex_);
   uint64_t written_ ABSL_GUARDED_BY(tail_mutex_) = 0;
   // One for each thread in WaitForText(), on its stack.
   std::vector<Waiter*> waiters_ ABSL_GUARDED_BY(tail_mutex_);
