@@ -269,10 +269,8 @@ TEST_CASE("A machine is woken before the rings of its devices have come") {
   two.LaunchLazy(saved, held);
   auto started = std::async(std::launch::async,
                             [&two] { return two.machine->Start().ok(); });
-  const bool in_time =
-      started.wait_until(test::Deadline()) == std::future_status::ready;
-  CHECK(in_time);
-  REQUIRE(two.store->WaitUntilAsked(test::Deadline()));
+  CHECK(started.wait_until(test::Deadline()) == std::future_status::ready);
+  CHECK(two.store->WaitUntilAsked(test::Deadline()));
   // As the guest, or who has something for it, may do at any time.
   base::SignalEventFd(two.machine->notify_fd(0));
   CHECK(GetsOn(*two.other, kEnough));

@@ -8,6 +8,7 @@
 #include <optional>
 #include <set>
 #include <stop_token>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -22,8 +23,9 @@
 namespace catnap::test {
 
 // A guest's memory whose pages come one by one as they are touched, from bytes
-// that are known; a store that stalls, or is broken, for some of them. Whoever
-// destroys the memory lets them come before.
+// that are known; a store that stalls, or is broken, for some of them. Who
+// waits for all gets all of them at once. Whoever destroys the memory lets
+// those come before that are held.
 //
 // Thread-safe.
 class HeldPages {
@@ -53,6 +55,15 @@ class HeldPages {
     }
     return state_->asked;
   }
+  // Until a file that is filled from here is lost. False: it is not.
+  static bool WaitUntilLost(const memory::MemoryFile& file,
+                            std::chrono::steady_clock::time_point deadline) {
+    while (file.pager()->status().ok()) {
+      if (std::chrono::steady_clock::now() > deadline) return false;
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    }
+    return true;
+  }
   // Pages that came so far.
   uint64_t brought() const {
     const base::MutexLock lock(&state_->mutex);
@@ -65,7 +76,7 @@ class HeldPages {
     auto file = memory::MemoryFile::Create("held", size);
     if (!file.ok()) return file.status();
     const absl::Status status = (*file)->FillOnDemand(
-        std::make_unique<Supply>(state_), /*fills=*/false);
+        std::make_unique<Supply>(state_, size), /*fills=*/false);
     if (!status.ok()) return status;
     return std::shared_ptr<memory::MemoryFile>(*std::move(file));
   }
@@ -91,7 +102,8 @@ class HeldPages {
 
   class Supply final : public memory::PageSupply {
    public:
-    explicit Supply(std::shared_ptr<State> state) : state_(std::move(state)) {}
+    Supply(std::shared_ptr<State> state, uint64_t size)
+        : state_(std::move(state)), size_(size) {}
 
     absl::StatusOr<bool> Bring(uint64_t offset, memory::PutPages put) override {
       {
@@ -104,15 +116,7 @@ class HeldPages {
         }
         ++state_->brought;
       }
-      std::vector<uint8_t> page(base::kPageBytes);
-      if (offset < state_->bytes.size()) {
-        const auto from =
-            state_->bytes.begin() + static_cast<std::ptrdiff_t>(offset);
-        std::copy_n(from, std::min(page.size(), state_->bytes.size() - offset),
-                    page.begin());
-      }
-      const absl::Status status =
-          put({.offset = offset, .length = base::kPageBytes}, page.data());
+      const absl::Status status = PutPage(offset, put);
       if (!status.ok()) return status;
       return true;
     }
@@ -122,14 +126,29 @@ class HeldPages {
       return absl::CancelledError("one page at a time");
     }
     absl::Status BringAll(
-        memory::PutPages /*put*/, const std::stop_token& /*stop*/,
+        memory::PutPages put, const std::stop_token& /*stop*/,
         std::optional<std::chrono::steady_clock::time_point> /*deadline*/)
         override {
-      return absl::CancelledError("one page at a time");
+      for (uint64_t at = 0; at < size_; at += base::kPageBytes) {
+        const absl::Status status = PutPage(at, put);
+        if (!status.ok()) return status;
+      }
+      return absl::OkStatus();
     }
 
    private:
+    absl::Status PutPage(uint64_t offset, memory::PutPages put) const {
+      const std::vector<uint8_t>& bytes = state_->bytes;
+      std::vector<uint8_t> page(base::kPageBytes);
+      if (offset < bytes.size()) {
+        std::copy_n(bytes.begin() + static_cast<std::ptrdiff_t>(offset),
+                    std::min(page.size(), bytes.size() - offset), page.begin());
+      }
+      return put({.offset = offset, .length = page.size()}, page.data());
+    }
+
     const std::shared_ptr<State> state_;
+    const uint64_t size_;
   };
 
   static uint64_t PageOf(uint64_t offset) {
