@@ -97,7 +97,8 @@ absl::Status SplitQueue::Start(const QueueConfig& config, uint64_t features,
 }
 
 bool SplitQueue::Reach(std::span<const iovec> parts) {
-  return waiter_ == nullptr || memory_->BringSoon(parts, waiter_);
+  return waiter_ == nullptr || !memory_->may_miss_pages() ||
+         memory_->BringSoon(parts, waiter_);
 }
 
 bool SplitQueue::ReachRings() {
