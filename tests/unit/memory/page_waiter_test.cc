@@ -103,7 +103,7 @@ TEST_CASE("Pages that were asked for come, no others, and stay") {
   REQUIRE(counter.WaitFor(1));
   CHECK(lazy.memory->BringSoon(parts, counter.waiter));
   CHECK(lazy.pages.brought() == 4);
-  for (const uint64_t page : {3, 4, 5, 40}) {
+  for (const uint64_t page : {3UL, 4UL, 5UL, 40UL}) {
     CHECK(At(*lazy.memory, page) == page + 1);
   }
   CHECK(lazy.pages.brought() == 4);

@@ -204,8 +204,9 @@ TEST_CASE("A queue takes what is there before it waits") {
   if (IsRefused()) return;
   Ram ram;
   for (uint16_t i = 0; i < 3; ++i) {
-    ram.PutDescriptor(kDescriptors + i * 16u, kOut + i * kPage, 1, kWrite);
-    ram.Put16(kAvailable + 4 + i * 2u, i);
+    ram.PutDescriptor(kDescriptors + i * uint64_t{16}, kOut + i * kPage, 1,
+                      kWrite);
+    ram.Put16(kAvailable + 4 + i * uint64_t{2}, i);
   }
   ram.Put16(kAvailable + 2, 3);
   Lazy<Shouter> lazy(ram);
