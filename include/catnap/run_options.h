@@ -74,10 +74,12 @@ enum class ClockOnResume { kFreezeMonotonic, kAdvanceMonotonic };
 //            for as long as the MicroVM runs
 // State, and the places of all pages, are read and checked before in any case.
 // A page that turns out to be damaged while the MicroVM runs is never seen by
-// the guest: the MicroVM ends, kTerminated with TerminationReason::kStorage,
-// and state_reason() names the file. Memory of an image is shared: it is read
-// as the first MicroVM wants it, and faster for one that wants more. Without
-// userfaultfd (HostReport::userfaultfd) all are kAll; the log says so.
+// the guest, nor gets to its disks or its network: the MicroVM ends,
+// kTerminated with TerminationReason::kStorage, and state_reason() names the
+// file. A file whose reads stall holds up the MicroVMs whose memory is in it,
+// and no other. Memory of an image is shared: it is read as the first MicroVM
+// wants it, and faster for one that wants more. Without userfaultfd
+// (HostReport::userfaultfd) all are kAll; the log says so.
 enum class Prefetch { kHotSet, kAll, kLazy };
 enum class Ingress { kNone, kHttp, kHttpAndShell };
 

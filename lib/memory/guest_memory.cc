@@ -140,6 +140,7 @@ absl::Status GuestMemory::AttachFiles(
     const std::shared_ptr<const MemoryImage>& image,
     const Pager::OnLost& on_lost) {
   std::vector<Pager::Attachment> attachments;
+  std::vector<Pager*> pagers;
   for (const Extent& extent : image->extents()) {
     const MemoryFile* const file = image->FileOf(extent);
     if (file == nullptr || file->pager() == nullptr || file->pager()->full()) {
@@ -149,11 +150,66 @@ absl::Status GuestMemory::AttachFiles(
         auto attachment,
         file->pager()->Attach(mapping_.data() + extent.offset,
                               {extent.offset, extent.length}, on_lost));
+    if (attachment.pager() == nullptr) continue;
     attachments.push_back(std::move(attachment));
+    if (std::find(pagers.begin(), pagers.end(), file->pager()) ==
+        pagers.end()) {
+      pagers.push_back(file->pager());
+    }
   }
   attachments_ = std::move(attachments);
+  pagers_ = std::move(pagers);
   filling_ = attachments_.empty() ? nullptr : image;
+  // relaxed: who asks came to know of this memory after it was mapped.
+  may_miss_pages_.store(!pagers_.empty(), std::memory_order_relaxed);
   return absl::OkStatus();
+}
+
+std::pair<Pager*, std::vector<base::PageRange>> GuestMemory::MissingOf(
+    std::span<const iovec> parts) const {
+  std::pair<Pager*, std::vector<base::PageRange>> missing{nullptr, {}};
+  for (const iovec& part : parts) {
+    if (part.iov_len == 0) continue;
+    const auto first = reinterpret_cast<uintptr_t>(part.iov_base);
+    const uintptr_t start = base::AlignDown<uintptr_t>(first, kPageSize);
+    const uintptr_t end =
+        base::AlignDown<uintptr_t>(first + part.iov_len - 1, kPageSize) +
+        kPageSize;
+    auto at = std::upper_bound(
+        attachments_.begin(), attachments_.end(), start,
+        [](uintptr_t address, const Pager::Attachment& attachment) {
+          return address < attachment.start();
+        });
+    if (at != attachments_.begin()) --at;
+    for (; at != attachments_.end() && at->start() < end; ++at) {
+      const uintptr_t from = std::max(start, at->start());
+      const uintptr_t to = std::min(end, at->start() + at->range().length);
+      if (from >= to) continue;
+      const base::PageRange range{at->range().offset + (from - at->start()),
+                                  to - from};
+      if (at->pager()->Has(range)) continue;
+      if (missing.first == nullptr) missing.first = at->pager();
+      if (missing.first == at->pager()) missing.second.push_back(range);
+    }
+  }
+  return missing;
+}
+
+bool GuestMemory::BringSoon(std::span<const iovec> parts,
+                            const std::shared_ptr<PageWaiter>& waiter) const {
+  if (!may_miss_pages()) return true;
+  if (std::all_of(pagers_.begin(), pagers_.end(),
+                  [](const Pager* pager) { return pager->HasAll(); })) {
+    // release: with may_miss_pages().
+    may_miss_pages_.store(false, std::memory_order_release);
+    return true;
+  }
+  while (true) {
+    auto [pager, ranges] = MissingOf(parts);
+    if (pager == nullptr) return true;
+    if (!pager->BringSoon(std::move(ranges), waiter)) return false;
+    // They came meanwhile; others may be missing.
+  }
 }
 
 absl::Status GuestMemory::Rebase(std::shared_ptr<const MemoryImage> image) {

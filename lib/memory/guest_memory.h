@@ -1,18 +1,23 @@
 #ifndef CATNAP_LIB_MEMORY_GUEST_MEMORY_H_
 #define CATNAP_LIB_MEMORY_GUEST_MEMORY_H_
 
+#include <sys/uio.h>
+
 #include <atomic>
 #include <concepts>
 #include <cstdint>
 #include <memory>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "base/mapping.h"
+#include "base/page_range.h"
 #include "memory/gpa.h"
 #include "memory/memory_image.h"
+#include "memory/page_waiter.h"
 #include "memory/pager.h"
 
 namespace catnap::memory {
@@ -91,6 +96,24 @@ class GuestMemory {
   // Errors: OUT_OF_RANGE (not RAM), FAILED_PRECONDITION (nothing mapped yet).
   absl::StatusOr<std::span<uint8_t>> Slice(Gpa gpa, uint64_t length) const;
 
+  // Whether all pages of `parts`, bytes of the host range, can be touched
+  // without waiting for a pager to read them; also later: they stay. If not,
+  // has some of those that are missing brought, and tells `waiter` to ask
+  // again; what it asked for before is forgotten. Where they cannot be read, it
+  // hears nothing, but `on_lost` of MapImage() does.
+  //
+  // For threads that others need, too, as an event loop's. Does not block.
+  // Cost: one atomic load when no page is missing; else some for each part,
+  // and an allocation when pages of it are.
+  bool BringSoon(std::span<const iovec> parts,
+                 const std::shared_ptr<PageWaiter>& waiter) const;
+  // Whether BringSoon() may find pages missing: one atomic load. Once false, it
+  // is so for as long as what is mapped.
+  bool may_miss_pages() const {
+    // acquire: pages that were missing are seen.
+    return may_miss_pages_.load(std::memory_order_acquire);
+  }
+
   absl::Status Read(Gpa gpa, std::span<uint8_t> into) const;
   absl::Status Write(Gpa gpa, std::span<const uint8_t> from);
 
@@ -125,6 +148,9 @@ class GuestMemory {
   // Has the files of `image`, which is mapped, serve the faults there.
   absl::Status AttachFiles(const std::shared_ptr<const MemoryImage>& image,
                            const Pager::OnLost& on_lost);
+  // The pages of `parts` that the first pager lacks who lacks any, with that.
+  std::pair<Pager*, std::vector<base::PageRange>> MissingOf(
+      std::span<const iovec> parts) const;
   // Maps what `extent` of the image takes from another place than `old`.
   absl::Status RebaseExtent(const MemoryImage& old, const Extent& extent);
 
@@ -137,8 +163,11 @@ class GuestMemory {
   // The image whose files bring what is touched. After a Rebase() another one
   // than image_, which need not name all of them.
   std::shared_ptr<const MemoryImage> filling_;
-  // Go first.
+  // In the order of their addresses. Go first.
   std::vector<Pager::Attachment> attachments_;
+  // Of what is attached, each once.
+  std::vector<Pager*> pagers_;
+  mutable std::atomic<bool> may_miss_pages_{false};
 };
 
 }  // namespace catnap::memory

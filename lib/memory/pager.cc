@@ -5,9 +5,9 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <cerrno>
-#include <vector>
 
 #include "base/status.h"
 
@@ -29,6 +29,9 @@ absl::StatusOr<std::unique_ptr<Pager>> Pager::Start(Options options) {
   // new: the constructor is private.
   std::unique_ptr<Pager> pager(
       new Pager(std::move(options), std::move(userfault), std::move(wake_fd)));
+  for (const PageRange& range : pager->options_.supply->There()) {
+    pager->there_.Add(range);
+  }
   Pager* const self = pager.get();
   CATNAP_ASSIGN_OR_RETURN(
       pager->thread_,
@@ -89,6 +92,7 @@ absl::Status Pager::Put(PageRange range, const uint8_t* from) {
   // Stays while puts_ is not 0.
   absl::Status status =
       userfault_->Put(options_.alias.data() + range.offset, from, range.length);
+  if (status.ok()) there_.Add(range);
   const base::MutexLock lock(&mutex_);
   if (--puts_ == 0) changed_.NotifyAll();
   return status;
@@ -99,7 +103,8 @@ void Pager::Serve() {
     std::array<pollfd, 2> wait{
         pollfd{.fd = userfault_->fd(), .events = POLLIN, .revents = 0},
         pollfd{.fd = wake_fd_.get(), .events = POLLIN, .revents = 0}};
-    if (::poll(wait.data(), wait.size(), -1) < 0 && errno != EINTR) {
+    const int timeout = HasWish() ? 0 : -1;
+    if (::poll(wait.data(), wait.size(), timeout) < 0 && errno != EINTR) {
       return BecomeLost(ErrnoError(errno, "wait for faults"));
     }
     if (wait[1].revents != 0) {
@@ -114,9 +119,9 @@ void Pager::Serve() {
         return filled->ok() ? BecomeFull() : BecomeLost(*filled);
       }
     }
-    if (absl::Status served = ServeFaults(); !served.ok()) {
-      return BecomeLost(served);
-    }
+    absl::Status served = ServeFaults();
+    if (served.ok()) served = ServeWish();
+    if (!served.ok()) return BecomeLost(served);
   }
 }
 
@@ -142,26 +147,99 @@ absl::Status Pager::ServeFault(uintptr_t address) {
     if (distance >= at->second.range.length) return absl::OkStatus();
     offset = at->second.range.offset + distance;
   }
+  CATNAP_RETURN_IF_ERROR(BringPage(offset));
+  userfault_->Wake(address, base::kPageBytes);
+  return absl::OkStatus();
+}
+
+absl::Status Pager::BringPage(uint64_t offset) {
+  const PageRange page{offset, base::kPageBytes};
   const auto put = [this](PageRange range, const uint8_t* from) {
     return Put(range, from);
   };
   CATNAP_ASSIGN_OR_RETURN(const bool brought,
                           options_.supply->Bring(offset, put));
-  if (!brought) {
-    // A page that nobody stored. It must be there for the fault to end.
-    static constexpr std::array<uint8_t, base::kPageBytes> kZeros{};
-    CATNAP_RETURN_IF_ERROR(Put({offset, base::kPageBytes}, kZeros.data()));
+  if (brought) {
+    there_.Add(page);  // Also when somebody else put it.
+    return absl::OkStatus();
   }
-  userfault_->Wake(address, base::kPageBytes);
+  // A page that nobody stored. It must be there for the fault to end.
+  static constexpr std::array<uint8_t, base::kPageBytes> kZeros{};
+  return Put(page, kZeros.data());
+}
+
+bool Pager::HasWish() {
+  const base::MutexLock lock(&mutex_);
+  return !wishes_.empty();
+}
+
+void Pager::ShortenWish(std::vector<PageRange>* ranges) const {
+  while (!ranges->empty()) {
+    PageRange& last = ranges->back();
+    if (const auto missing = there_.FirstMissing(last); missing.has_value()) {
+      last = {*missing, last.length - (*missing - last.offset)};
+      return;
+    }
+    ranges->pop_back();
+  }
+}
+
+absl::Status Pager::ServeWish() {
+  std::shared_ptr<PageWaiter> waiter;
+  uint64_t missing = 0;
+  {
+    const base::MutexLock lock(&mutex_);
+    if (wishes_.empty()) return absl::OkStatus();
+    Wish wish = std::move(wishes_.front());
+    wishes_.pop_front();
+    waiter = wish.waiter.lock();
+    if (waiter == nullptr) return absl::OkStatus();  // Gone meanwhile.
+    ShortenWish(&wish.ranges);
+    if (!wish.ranges.empty()) {
+      missing = wish.ranges.back().offset;
+      wishes_.push_back(std::move(wish));
+      waiter.reset();
+    }
+  }
+  if (waiter == nullptr) return BringPage(missing);
+  waiter->Tell();
   return absl::OkStatus();
 }
 
+bool Pager::BringSoon(std::vector<PageRange> ranges,
+                      const std::shared_ptr<PageWaiter>& waiter) {
+  {
+    const base::MutexLock lock(&mutex_);
+    if (state_ == State::kFull) return true;
+    ShortenWish(&ranges);
+    if (ranges.empty()) return true;
+    if (state_ == State::kLost) return false;
+    const auto same = std::find_if(
+        wishes_.begin(), wishes_.end(),
+        [&waiter](const Wish& wish) { return wish.waiter.lock() == waiter; });
+    if (same != wishes_.end()) {
+      same->ranges = std::move(ranges);
+    } else {
+      wishes_.push_back({.ranges = std::move(ranges), .waiter = waiter});
+    }
+  }
+  base::SignalEventFd(wake_fd_.get());
+  return false;
+}
+
 void Pager::BecomeFull() {
+  std::deque<Wish> wishes;
   {
     const base::MutexLock lock(&mutex_);
     state_ = State::kFull;  // No Put() begins any more.
     while (puts_ > 0) changed_.Wait(&mutex_);
     userfault_.reset();  // Whoever waits goes on, and finds the page.
+    // release: with Has().
+    nothing_missing_.store(true, std::memory_order_release);
+    wishes.swap(wishes_);
+  }
+  for (const Wish& wish : wishes) {
+    if (const auto waiter = wish.waiter.lock()) waiter->Tell();
   }
   if (options_.on_full) options_.on_full();
   const base::MutexLock lock(&mutex_);
@@ -179,6 +257,7 @@ void Pager::BecomeLost(const absl::Status& why) {
     for (const auto& [start, mapped] : mapped_) {
       if (mapped.on_lost) tell.push_back(mapped.on_lost);
     }
+    wishes_.clear();  // Nobody sees zeros who asks before.
     changed_.NotifyAll();
   }
   stop_.request_stop();
@@ -200,7 +279,7 @@ absl::StatusOr<Pager::Attachment> Pager::Attach(const uint8_t* start,
   CATNAP_RETURN_IF_ERROR(userfault_->Register(start, range.length));
   const auto address = reinterpret_cast<uintptr_t>(start);
   mapped_[address] = {.range = range, .on_lost = std::move(on_lost)};
-  return Attachment(this, address);
+  return Attachment(this, address, range);
 }
 
 void Pager::Detach(uintptr_t start) {
@@ -219,6 +298,7 @@ void Pager::Detach(uintptr_t start) {
 Pager::Attachment& Pager::Attachment::operator=(Attachment&& other) noexcept {
   std::swap(pager_, other.pager_);
   std::swap(start_, other.start_);
+  std::swap(range_, other.range_);
   return *this;
 }
 

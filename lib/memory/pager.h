@@ -1,8 +1,10 @@
 #ifndef CATNAP_LIB_MEMORY_PAGER_H_
 #define CATNAP_LIB_MEMORY_PAGER_H_
 
+#include <atomic>
 #include <chrono>
 #include <cstdint>
+#include <deque>
 #include <functional>
 #include <map>
 #include <memory>
@@ -10,6 +12,7 @@
 #include <span>
 #include <stop_token>
 #include <utility>
+#include <vector>
 
 #include "absl/base/thread_annotations.h"
 #include "absl/functional/function_ref.h"
@@ -19,6 +22,8 @@
 #include "base/page_range.h"
 #include "base/thread.h"
 #include "base/unique_fd.h"
+#include "memory/page_set.h"
+#include "memory/page_waiter.h"
 #include "memory/userfault.h"
 
 namespace catnap::memory {
@@ -33,8 +38,10 @@ using PutPages =
 class PageSupply {
  public:
   virtual ~PageSupply() = default;
-  // Puts the page at `offset`, and what comes with it at no more cost. False:
-  // it has no such page. Blocks for a read at most.
+  // The pages that are in the file before it is filled.
+  virtual std::vector<base::PageRange> There() const { return {}; }
+  // Puts the page at `offset` unless it is there, and what comes with it at no
+  // more cost. False: it has no such page. Blocks for a read at most.
   virtual absl::StatusOr<bool> Bring(uint64_t offset, PutPages put) = 0;
   // Puts some pages that nobody asked for yet, those that are wanted soon
   // first. False: all are there. Never two of these calls at once, and on one
@@ -52,7 +59,11 @@ class PageSupply {
 // Fills a memory file while guests run over it: whoever touches a page that is
 // missing, in the guest, in the kernel or in this process, waits until the
 // pager's thread has put it into the file. It comes there as a page of the
-// file, by the alias, so that all guests share it and it is nobody's own.
+// file, by the alias, so that all guests share it and it is nobody's own. A
+// page that came stays.
+//
+// A thread that others need, too, does not touch what is missing: it asks
+// before (BringSoon()), and goes on with something else.
 //
 // When the file is full, userfaultfd and threads go. When the supply fails, no
 // page is missing any more, but those that were hold zeros: whoever uses the
@@ -91,16 +102,26 @@ class Pager {
    public:
     Attachment() = default;
     Attachment(Attachment&& other) noexcept
-        : pager_(std::exchange(other.pager_, nullptr)), start_(other.start_) {}
+        : pager_(std::exchange(other.pager_, nullptr)),
+          start_(other.start_),
+          range_(other.range_) {}
     Attachment& operator=(Attachment&& other) noexcept;
     ~Attachment();
 
+    // Null: the file was full already.
+    Pager* pager() const { return pager_; }
+    uintptr_t start() const { return start_; }
+    // Of the file.
+    base::PageRange range() const { return range_; }
+
    private:
     friend class Pager;
-    Attachment(Pager* pager, uintptr_t start) : pager_(pager), start_(start) {}
+    Attachment(Pager* pager, uintptr_t start, base::PageRange range)
+        : pager_(pager), start_(start), range_(range) {}
 
     Pager* pager_ = nullptr;  // Not owned.
     uintptr_t start_ = 0;
+    base::PageRange range_;
   };
 
   // `start` is where `range` of the file is mapped, private; nobody touched it
@@ -108,6 +129,24 @@ class Pager {
   // Errors: why the memory was lost; RESOURCE_EXHAUSTED.
   absl::StatusOr<Attachment> Attach(const uint8_t* start, base::PageRange range,
                                     OnLost on_lost);
+
+  // Whether nobody waits who touches these pages of the file. Neither blocks
+  // nor takes a lock.
+  bool Has(base::PageRange range) const {
+    // acquire: what is not in the set is there all the same.
+    return nothing_missing_.load(std::memory_order_acquire) ||
+           !there_.FirstMissing(range).has_value();
+  }
+  // The same for all files' pages together.
+  bool HasAll() const {
+    return nothing_missing_.load(std::memory_order_acquire);
+  }
+  // As Has() of each; if it is false, has the pages brought, between those that
+  // somebody stands still for, and tells `waiter`. When they cannot be read
+  // nobody is told: the memory is lost. What `waiter` asked for before is
+  // forgotten; so is this when `waiter` goes. Does not block.
+  bool BringSoon(std::vector<base::PageRange> ranges,
+                 const std::shared_ptr<PageWaiter>& waiter);
 
   // Brings pages for who is about to read the file itself. Blocks.
   // Errors: why the memory was lost.
@@ -132,9 +171,14 @@ class Pager {
     base::PageRange range;
     OnLost on_lost;
   };
+  struct Wish {
+    std::vector<base::PageRange> ranges;  // None is empty.
+    std::weak_ptr<PageWaiter> waiter;
+  };
 
   Pager(Options options, Userfault userfault, base::UniqueFd wake_fd)
       : options_(std::move(options)),
+        there_(options_.alias.size()),
         wake_fd_(std::move(wake_fd)),
         userfault_(std::move(userfault)) {}
   void Serve();  // The pager's thread.
@@ -144,6 +188,14 @@ class Pager {
   void TellFilled(absl::Status status) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   absl::Status ServeFaults();  // All that there are.
   absl::Status ServeFault(uintptr_t address);
+  bool HasWish();
+  // Brings one page that is wished for, with what comes with it, or tells who
+  // waits: each in its turn.
+  absl::Status ServeWish();
+  // Forgets what is there already. Empty afterwards: all is.
+  void ShortenWish(std::vector<base::PageRange>* ranges) const;
+  // Zeros where there is no such page.
+  absl::Status BringPage(uint64_t offset);
   absl::Status Put(base::PageRange range, const uint8_t* from);
   void Detach(uintptr_t start);
   absl::Status WaitLocked(
@@ -154,6 +206,9 @@ class Pager {
   void BecomeLost(const absl::Status& why);
 
   const Options options_;
+  PageSet there_;
+  // Userfaultfd is gone, and all pages are there.
+  std::atomic<bool> nothing_missing_{false};
   const base::UniqueFd wake_fd_;  // For the pager's thread to look around.
   std::stop_source stop_;
 
@@ -168,6 +223,8 @@ class Pager {
   std::optional<absl::Status> filled_ ABSL_GUARDED_BY(mutex_);
   int puts_ ABSL_GUARDED_BY(mutex_) = 0;  // Into the alias, under way.
   std::map<uintptr_t, Mapped> mapped_ ABSL_GUARDED_BY(mutex_);  // By address.
+  // One of each waiter at most. Only while filling.
+  std::deque<Wish> wishes_ ABSL_GUARDED_BY(mutex_);
   // None once nothing is missing any more. Only the pager's thread takes it
   // away, when no Put() uses it.
   std::optional<Userfault> userfault_;

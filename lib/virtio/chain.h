@@ -31,6 +31,8 @@ class Chain {
   std::span<const iovec> writable() const {
     return std::span(pieces_).subspan(readable_count_);
   }
+  // Both sides.
+  std::span<const iovec> pieces() const { return pieces_; }
   uint32_t readable_bytes() const { return readable_bytes_; }
   uint32_t writable_bytes() const { return writable_bytes_; }
 

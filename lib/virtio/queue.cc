@@ -1,6 +1,7 @@
 #include "virtio/queue.h"
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <bit>
 #include <cstring>
@@ -91,7 +92,26 @@ absl::Status SplitQueue::Start(const QueueConfig& config, uint64_t features,
   progress_ = progress;
   interrupted_used_ = progress.next_used;
   size_ = config.size;
+  rings_reached_ = false;
+  waits_for_pages_ = false;
   return absl::OkStatus();
+}
+
+bool SplitQueue::Reach(std::span<const iovec> parts) {
+  return waiter_ == nullptr || !memory_->may_miss_pages() ||
+         memory_->BringSoon(parts, waiter_);
+}
+
+bool SplitQueue::ReachRings() {
+  if (rings_reached_) return true;  // Pages that are there stay.
+  const auto part = [](std::span<const uint8_t> bytes) {
+    // iovec has no const.
+    return iovec{.iov_base = const_cast<uint8_t*>(bytes.data()),
+                 .iov_len = bytes.size()};
+  };
+  rings_reached_ =
+      Reach(std::array{part(descriptors_), part(available_), part(used_)});
+  return rings_reached_;
 }
 
 uint16_t SplitQueue::LoadAvailable(size_t offset) const {
@@ -121,7 +141,8 @@ uint16_t SplitQueue::waiting() const {
   return std::min(waiting, size_);
 }
 
-absl::StatusOr<bool> SplitQueue::Pop(Chain* chain) {
+absl::StatusOr<bool> SplitQueue::Pop(Chain* chain, Use use) {
+  waits_for_pages_ = false;
   const uint16_t available = LoadAvailable(kIndexOffset);
   const auto waiting =
       static_cast<uint16_t>(available - progress_.next_available);
@@ -140,6 +161,11 @@ absl::StatusOr<bool> SplitQueue::Pop(Chain* chain) {
   }
   chain->Clear(head);
   CATNAP_RETURN_IF_ERROR(Walk(descriptors_, head, false, chain));
+  if (!waits_for_pages_ && use == Use::kBytes) {
+    waits_for_pages_ = !Reach(chain->pieces());
+  }
+  // It is read anew when they are there: the driver may have changed it.
+  if (waits_for_pages_) return false;
   ++progress_.next_available;
   return true;
 }
@@ -177,6 +203,10 @@ absl::Status SplitQueue::Walk(std::span<const uint8_t> table, uint16_t first,
                      "guest RAM",
                      descriptor.length, descriptor.gpa);
       }
+      const iovec table_part{.iov_base = inner->data(),
+                             .iov_len = inner->size()};
+      waits_for_pages_ = !Reach({&table_part, 1});
+      if (waits_for_pages_) return absl::OkStatus();
       return Walk(*inner, 0, true, chain);
     }
     CATNAP_RETURN_IF_ERROR(AddDescriptor(descriptor, chain));

@@ -40,11 +40,20 @@ VirtioDevice::VirtioDevice(DeviceTraits traits, memory::GuestMemory* memory)
     : traits_(std::move(traits)), memory_(memory) {
   queues_.reserve(traits_.queue_sizes.size());
   for (size_t i = 0; i < traits_.queue_sizes.size(); ++i) {
-    queues_.emplace_back(memory);
+    waiters_.push_back(std::make_shared<memory::PageWaiter>());
+    queues_.emplace_back(memory, waiters_.back());
   }
 }
 
 void VirtioDevice::SetLink(DeviceLink* link) {
+  // With the mutex free, which is held while guest memory is touched.
+  for (const auto& waiter : waiters_) {
+    if (link == nullptr) {
+      waiter->Set(nullptr);
+    } else {
+      waiter->Set([link] { link->KickAt(std::chrono::steady_clock::now()); });
+    }
+  }
   const base::MutexLock lock(&mutex_);
   link_ = link;
 }
@@ -140,13 +149,13 @@ void VirtioDevice::ServeAllLocked() {
 
 void VirtioDevice::ServeQueueLocked(size_t index) {
   SplitQueue& queue = queues_[index];
-  if (!serving_locked() || !queue.started()) return;
+  if (!serving_locked() || !queue.started() || !queue.ReachRings()) return;
   queue.DisableNotifications();
   // A driver that refills as fast as we serve must not keep us here for ever.
   size_t left = size_t{2} * kMaxQueueSize;
   bool more = true;
   while (more && left > 0 && WantsLocked(index)) {
-    const absl::StatusOr<bool> popped = queue.Pop(&chain_);
+    const absl::StatusOr<bool> popped = queue.Pop(&chain_, UseOfLocked(index));
     if (!popped.ok()) {
       FailLocked(Error(popped.status().code(), "queue {}: {}", index,
                        std::string(popped.status().message())));
@@ -156,6 +165,8 @@ void VirtioDevice::ServeQueueLocked(size_t index) {
       --left;
       HandleLocked(index, chain_);
       more = serving_locked();
+    } else if (queue.waits_for_pages()) {
+      more = false;
     } else {
       more = queue.EnableNotifications();
     }
@@ -164,9 +175,13 @@ void VirtioDevice::ServeQueueLocked(size_t index) {
   InterruptLocked(index);
 }
 
-VirtioDevice::QueueFill VirtioDevice::FillOfQueueLocked(size_t index) const {
+bool VirtioDevice::ReachRingsLocked(size_t index) {
+  return queues_[index].started() && queues_[index].ReachRings();
+}
+
+VirtioDevice::QueueFill VirtioDevice::FillOfQueueLocked(size_t index) {
+  if (!serving_locked() || !ReachRingsLocked(index)) return {};
   const SplitQueue& queue = queues_[index];
-  if (!serving_locked() || !queue.started()) return {};
   return {.size = queue.size(), .waiting = queue.waiting()};
 }
 

@@ -3,6 +3,7 @@
 
 #include <chrono>
 #include <cstdint>
+#include <memory>
 #include <span>
 #include <vector>
 
@@ -10,6 +11,7 @@
 #include "absl/status/status.h"
 #include "base/mutex.h"
 #include "memory/guest_memory.h"
+#include "memory/page_waiter.h"
 #include "state/decoder.h"
 #include "state/encoder.h"
 #include "virtio/queue.h"
@@ -55,6 +57,11 @@ class DeviceLink {
 // whose names end in Locked are called with it held. So a device is served on
 // whatever thread has something for it: the I/O loop that was kicked, the
 // caller of the library who sends to the guest, a completion of file I/O.
+//
+// None of these threads waits for guest memory that a pager has yet to read: a
+// queue whose next buffer, or whose rings, have pages that are missing stays as
+// if the driver's kick were still to come, which the link is asked for when
+// they are there. Where they cannot be read that never is.
 class VirtioDevice {
  public:
   // `memory` is borrowed and must outlive the device.
@@ -119,16 +126,19 @@ class VirtioDevice {
   uint64_t features_locked() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
     return features_;
   }
+  // Whether the rings of queue `index` can be touched; if not, it is served
+  // when they can. For who gives buffers back that this process did not take.
+  bool ReachRingsLocked(size_t index) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // Serves queue `index` as far as WantsLocked() goes: for devices that learn
   // from elsewhere than the driver that they can go on.
   void ServeQueueLocked(size_t index) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // The size of a queue, and how many of its buffers wait for the device; both
-  // 0 while it is not in use.
+  // 0 while it is not in use, or its rings cannot be touched yet.
   struct QueueFill {
     uint16_t size = 0;
     uint16_t waiting = 0;
   };
-  QueueFill FillOfQueueLocked(size_t index) const
+  QueueFill FillOfQueueLocked(size_t index)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // Gives a buffer back that HandleLocked() took, now or later.
   void PushLocked(size_t index, uint16_t head, uint32_t written)
@@ -151,6 +161,12 @@ class VirtioDevice {
   virtual bool WantsLocked(size_t /*index*/)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
     return true;
+  }
+  // Whether HandleLocked() looks at what buffers of the queue hold, or writes
+  // to them.
+  virtual SplitQueue::Use UseOfLocked(size_t /*index*/) const
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+    return SplitQueue::Use::kBytes;
   }
   // Serves one buffer: it is the device's until PushLocked(). `chain` is used
   // again for the next one.
@@ -180,6 +196,8 @@ class VirtioDevice {
 
   const DeviceTraits traits_;
   memory::GuestMemory* const memory_;  // Not owned.
+  // Of each queue: since each asks for one thing at a time.
+  std::vector<std::shared_ptr<memory::PageWaiter>> waiters_;
   DeviceLink* link_ ABSL_GUARDED_BY(mutex_) = nullptr;
   bool active_ ABSL_GUARDED_BY(mutex_) = false;
   bool quiesced_ ABSL_GUARDED_BY(mutex_) = false;

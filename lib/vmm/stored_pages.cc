@@ -39,6 +39,17 @@ StoredPages::StoredPages(std::shared_ptr<const snapshot::SnapshotReader> reader,
   }
 }
 
+std::vector<base::PageRange> StoredPages::There() const {
+  std::vector<base::PageRange> ranges;
+  if (bringing_ != Bringing::kRest) return ranges;
+  for (size_t i = 0; i < reader_->hot_frames(); ++i) {
+    for (const snapshot::FramePlace& place : reader_->PlacesOf(order_[i])) {
+      ranges.push_back(place.range);
+    }
+  }
+  return ranges;
+}
+
 absl::Status StoredPages::PutFrame(size_t frame, std::span<const uint8_t> pages,
                                    memory::PutPages put) {
   for (const snapshot::FramePlace& place : reader_->PlacesOf(frame)) {

@@ -37,6 +37,7 @@ class StoredPages final : public memory::PageSupply {
   StoredPages(std::shared_ptr<const snapshot::SnapshotReader> reader,
               snapshot::WorkerPool* pool, Bringing bringing);
 
+  std::vector<base::PageRange> There() const override;
   // Errors: DATA_LOSS, naming file and frame; as the system says.
   absl::StatusOr<bool> Bring(uint64_t offset, memory::PutPages put) override;
   absl::StatusOr<bool> BringMore(memory::PutPages put,

@@ -21,6 +21,8 @@ VirtioSlot::VirtioSlot(std::unique_ptr<virtio::VirtioDevice> device,
 VirtioSlot::~VirtioSlot() {
   // The device first: afterwards it starts nothing new.
   device_->Reset();
+  // Nor does a pager have it kicked.
+  device_->SetLink(nullptr);
   const base::MutexLock lock(&mutex_);
   closing_ = true;
   loop_->Cancel(watch_);

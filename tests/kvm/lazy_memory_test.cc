@@ -19,6 +19,7 @@
 #include "support/process_use.h"
 #include "support/temporary_directory.h"
 #include "vmm/guest_template.h"
+#include "vmm/stored_pages.h"
 
 namespace catnap::vmm {
 namespace {
@@ -440,6 +441,19 @@ TEST_CASE("What is touched first is recorded, and stored first") {
   wanted.reserve(touched.size());
   for (const PageRange& range : touched) wanted.push_back(range.offset);
   CHECK(hot_first(to) == wanted);
+
+  // A pager that has the rest brought knows that these are there.
+  std::shared_ptr<const snapshot::SnapshotReader> reader =
+      *snapshot::SnapshotReader::Open(to);
+  std::vector<uint64_t> there;
+  for (const PageRange& range :
+       StoredPages(reader, nullptr, Bringing::kRest).There()) {
+    for (uint64_t at = 0; at < range.length; at += kPageBytes) {
+      there.push_back(range.offset + at);
+    }
+  }
+  CHECK(there == wanted);
+  CHECK(StoredPages(reader, nullptr, Bringing::kAll).There().empty());
 
   // A guest of that image stores what it has of them first, too.
   const Template trained = Must(store.Load(to, Prefetch::kHotSet));

@@ -462,6 +462,7 @@ class WriterFactory::WriterGuest final : public runtime::Guest {
         vmm::GuestTemplate::Load(directory.string(),
                                  vmm::GuestTemplate::Role::kGuest, image_,
                                  {.pool = means_.workers,
+                                  .prefetch = shared_->hooks.prefetch,
                                   .stop = limits.stop,
                                   .deadline = limits.deadline}));
     runtime::GuestConfig config = config_;
@@ -631,9 +632,10 @@ absl::StatusOr<std::unique_ptr<runtime::Guest>> WriterFactory::Start(
     origin = image;
   } else {
     CATNAP_ASSIGN_OR_RETURN(
-        origin, vmm::GuestTemplate::Load(from.directory.string(),
-                                         vmm::GuestTemplate::Role::kGuest,
-                                         image, {.pool = means.workers}));
+        origin,
+        vmm::GuestTemplate::Load(
+            from.directory.string(), vmm::GuestTemplate::Role::kGuest, image,
+            {.pool = means.workers, .prefetch = shared_->hooks.prefetch}));
   }
   if (from.captured == nullptr) {
     CATNAP_RETURN_IF_ERROR(runtime::TakeDisk(from.directory, *origin, config));

@@ -72,6 +72,8 @@ class WriterFactory final : public runtime::GuestFactory {
     // The guest stands still. An error fails the call.
     Look on_woken{};     // In Resume() and Start(), before it runs.
     Look on_standing{};  // In Suspend(), before it is stored.
+    // How much of its own memory a resume reads; the rest comes later.
+    vmm::Prefetch prefetch = vmm::Prefetch::kAll;
   };
 
   // By itself as many shells as one guest at a time has use for, so that what

@@ -96,6 +96,12 @@ bool Balloon::WantsLocked(size_t index) {
   return !IsStatsQueueLocked(index) || !stats_buffer_.has_value();
 }
 
+SplitQueue::Use Balloon::UseOfLocked(size_t index) const {
+  // Pages that the guest gives away are not read for that.
+  return IsStatsQueueLocked(index) ? SplitQueue::Use::kBytes
+                                   : SplitQueue::Use::kPlaces;
+}
+
 void Balloon::HandleLocked(size_t index, const Chain& chain) {
   if (IsStatsQueueLocked(index)) {
     ReadStatsLocked(chain);
@@ -139,7 +145,10 @@ void Balloon::ReadStatsLocked(const Chain& chain) {
 
 void Balloon::RequestStats() {
   const base::MutexLock lock(&mutex_);
-  if (!serving_locked() || !stats_buffer_.has_value()) return;
+  if (!serving_locked() || !stats_buffer_.has_value() ||
+      !ReachRingsLocked(kFirstOptionalQueue)) {
+    return;
+  }
   PushLocked(kFirstOptionalQueue, *stats_buffer_, 0);
   stats_buffer_.reset();
   InterruptLocked(kFirstOptionalQueue);

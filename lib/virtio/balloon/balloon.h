@@ -48,6 +48,8 @@ class Balloon final : public VirtioDevice {
   void HandleLocked(size_t index, const Chain& chain) override
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   bool WantsLocked(size_t index) override ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  SplitQueue::Use UseOfLocked(size_t index) const override
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void ResetLocked() override ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void SaveOwnLocked(state::StateEncoder& out) const override
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);

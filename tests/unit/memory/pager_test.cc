@@ -30,6 +30,7 @@ struct Source {
   std::atomic<uint64_t> bad_page{UINT64_MAX};
   std::atomic<bool> holds{false};  // Nothing comes that was not asked for.
   std::atomic<uint64_t> brought{0};
+  std::vector<base::PageRange> there;  // Before it is filled.
 };
 
 class FakeSupply final : public PageSupply {
@@ -37,6 +38,7 @@ class FakeSupply final : public PageSupply {
   explicit FakeSupply(std::shared_ptr<Source> source)
       : source_(std::move(source)) {}
 
+  std::vector<base::PageRange> There() const override { return source_->there; }
   absl::StatusOr<bool> Bring(uint64_t offset, PutPages put) override {
     const uint64_t page = offset / kPage;
     if (page >= kStored) return false;
@@ -257,6 +259,35 @@ TEST_CASE("Who waits for all pages may give up") {
   std::thread stopper([&stop] { stop.request_stop(); });
   CHECK(absl::IsCancelled(pager->WaitUntilFull(stop.get_token())));
   stopper.join();
+}
+
+TEST_CASE("A pager knows which pages come, and which were there before") {
+  if (IsRefused()) return;
+  const auto source = std::make_shared<Source>();
+  source->there = {Pages(20, 3), Pages(100, 1)};
+  const auto file = NewFile(kSize);
+  Must(file->FillOnDemand(std::make_unique<FakeSupply>(source), false));
+  const Pager& pager = *file->pager();
+  CHECK(pager.Has(Pages(20, 3)));
+  CHECK(pager.Has(Pages(100, 1)));
+  CHECK_FALSE(pager.Has(Pages(20, 4)));
+  CHECK_FALSE(pager.HasAll());
+  // A fault brings a piece, a page that nobody stored comes alone, and so does
+  // one that is read from the file.
+  const auto memory =
+      NewGuest(Must(MemoryImage::Create(kSize, {file}, {{0, kSize, 0}})));
+  CHECK(IsWhole(*memory, 9));
+  CHECK(IsWhole(*memory, kStored));
+  std::vector<uint8_t> byte(1);
+  Must(file->Read(50 * kPage, byte));
+  CHECK(pager.Has(Pages(8, kPiece)));
+  CHECK_FALSE(pager.Has(Pages(7, 1)));
+  CHECK(pager.Has(Pages(kStored, 1)));
+  CHECK_FALSE(pager.Has(Pages(kStored + 1, 1)));
+  CHECK(pager.Has(Pages(48, kPiece)));
+  Must(file->pager()->WaitUntilFull());
+  CHECK(pager.Has(Pages(0, kPages)));
+  CHECK(pager.HasAll());
 }
 
 TEST_CASE("An overlay over what is being filled copies what is to be there") {
