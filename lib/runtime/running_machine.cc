@@ -232,6 +232,7 @@ absl::StatusOr<std::unique_ptr<RunningMachine>> RunningMachine::Create(
     on_end(EndOf(exit, machine->console().Tail()));
   };
   CATNAP_RETURN_IF_ERROR(it.Launch(std::move(launch)));
+  if (origin != nullptr) origin->Populate(&it.memory());
   running->origin_ = std::move(origin);
   return running;
 }
