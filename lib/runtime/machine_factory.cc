@@ -27,6 +27,7 @@ namespace {
 
 constexpr char kKernelName[] = "vmlinux";
 constexpr char kInitramfsName[] = "agent.initramfs";
+constexpr char kTrainingSleepName[] = "asleep";
 // Templates of images that stay in memory though no guest runs from them.
 constexpr size_t kMaxTemplates = 8;
 // For the exec of a training.
@@ -225,9 +226,31 @@ absl::StatusOr<std::vector<base::PageRange>> MachineFactory::Train(
   CATNAP_RETURN_IF_ERROR(TakeDisk(stored, *copy, config));
   config.origin =
       GuestOrigin{.directory = stored, .captured = {}, .is_copy = true};
+  GuestConfig awake = config;
   CATNAP_ASSIGN_OR_RETURN(
-      const auto guest,
-      MachineGuest::Start(means, std::move(config), nullptr, copy));
+      auto guest, MachineGuest::Start(means, std::move(config), nullptr, copy));
+  CATNAP_RETURN_IF_ERROR(ExecAnything(*guest, limits));
+
+  // And what one touches that slept, which other parts of the kernel wake.
+  const std::filesystem::path asleep = awake.directory / kTrainingSleepName;
+  std::filesystem::create_directory(asleep, error);
+  if (error) return ErrnoError(error.value(), "make {}", asleep.string());
+  CATNAP_RETURN_IF_ERROR(guest->Suspend(asleep, store).status());
+  guest->Stop();
+  guest.reset();
+  CATNAP_ASSIGN_OR_RETURN(
+      const Template slept,
+      vmm::GuestTemplate::Load(asleep.string(),
+                               vmm::GuestTemplate::Role::kGuest, copy,
+                               {.pool = means.workers,
+                                .prefetch = PrefetchOf(awake.prefetch),
+                                .stop = limits.stop,
+                                .deadline = limits.deadline}));
+  CATNAP_RETURN_IF_ERROR(TakeDisk(asleep, *slept, awake));
+  awake.origin =
+      GuestOrigin{.directory = asleep, .captured = {}, .is_copy = false};
+  CATNAP_ASSIGN_OR_RETURN(
+      guest, MachineGuest::Start(means, std::move(awake), copy, slept));
   CATNAP_RETURN_IF_ERROR(ExecAnything(*guest, limits));
   guest->Stop();
   return copy->Touched();
