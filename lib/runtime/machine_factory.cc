@@ -112,7 +112,8 @@ absl::StatusOr<MachineMeans> MachineFactory::Means() {
   const base::MutexLock lock(&mutex_);
   if (shells_ == nullptr) {
     CATNAP_ASSIGN_OR_RETURN(auto system, kvm::System::Open());
-    CATNAP_RETURN_IF_ERROR(vmm::CheckRunsLinux(system));
+    CATNAP_RETURN_IF_ERROR(
+        vmm::CheckRunsLinuxOnce(system, options_.kvm_record.string()));
     CATNAP_ASSIGN_OR_RETURN(shells_,
                             vmm::ShellPool::Create(std::move(system), {}));
   }
