@@ -314,7 +314,10 @@ absl::Status SnapshotReader::Bulk::Run() {
   queue_options.buffer_bytes = buffer_bytes_;
   queue_options.buffers = static_cast<unsigned>(std::min(
       std::max<size_t>(kBufferMemory / buffer_bytes_, 2), batches_.size()));
-  queue_options.register_buffers = queue_options.buffers > 4;
+  // Pinning them takes as long as some reads: for buffers that are used again
+  // and again.
+  queue_options.register_buffers =
+      batches_.size() > size_t{2} * queue_options.buffers;
   queue_options.plain = options_.plain_io;
   CATNAP_ASSIGN_OR_RETURN(queue_, io::TransferQueue::Create(queue_options));
   reading_.resize(queue_->buffers());
