@@ -133,8 +133,9 @@ enum class BuildPhase {
   kBooting,
   kStarting,
   kWaitingReady,
-  // A copy of the guest runs, without network, until it has executed a program:
-  // what it touches is what guests of the image have first (Prefetch::kHotSet).
+  // A copy of the guest runs, without network, until it has executed a program,
+  // and once more after a sleep: what it touches is what guests of the image
+  // have first (Prefetch::kHotSet).
   kTraining,
   kSnapshotting,
   kPublishing

@@ -11,6 +11,14 @@
 #include "base/checked.h"
 #include "base/status.h"
 
+// Linux 5.14; an older kernel says EINVAL.
+#ifndef MADV_POPULATE_READ
+#define MADV_POPULATE_READ 22
+#endif
+#ifndef MADV_POPULATE_WRITE
+#define MADV_POPULATE_WRITE 23
+#endif
+
 namespace catnap::memory {
 namespace {
 
@@ -110,6 +118,20 @@ absl::Status GuestMemory::MapPrivate(int memfd) {
   image_.reset();
   mapped_ = true;
   return absl::OkStatus();
+}
+
+void GuestMemory::Populate(std::span<const base::PageRange> ranges,
+                           Access access) {
+  const int advice =
+      access == Access::kRead ? MADV_POPULATE_READ : MADV_POPULATE_WRITE;
+  for (const base::PageRange& range : ranges) {
+    int result = 0;
+    do {
+      result = ::madvise(mapping_.data() + range.offset, range.length, advice);
+    } while (result != 0 && errno == EINTR);
+    // Who touches a page gets it all the same, or is told why not.
+    if (result != 0) return;
+  }
 }
 
 absl::Status GuestMemory::MapImage(std::shared_ptr<const MemoryImage> image,

@@ -82,6 +82,14 @@ class GuestMemory {
   // Errors: INVALID_ARGUMENT (file too short), RESOURCE_EXHAUSTED.
   absl::Status MapPrivate(int memfd);
 
+  // Enters pages that are about to be used into the page table: for reading, or
+  // each as a copy of the guest's own. A hint: a kernel that cannot (before
+  // 5.14), or has no memory, leaves them to be faulted in. Blocks while pages
+  // of them are missing and have to be brought. REQUIRES: something is mapped,
+  // and the ranges lie in it.
+  enum class Access { kRead, kWrite };
+  void Populate(std::span<const base::PageRange> ranges, Access access);
+
   const std::vector<Region>& regions() const { return regions_; }
   // Bytes of RAM over all regions.
   uint64_t size() const { return mapping_.size(); }

@@ -178,9 +178,10 @@ class GuestFactory {
   virtual ~GuestFactory() = default;
   virtual absl::StatusOr<std::unique_ptr<Guest>> Start(GuestConfig config) = 0;
   // Runs a copy of `captured` in `config.directory`, which is of no use
-  // afterwards, until its agent has executed a program, and returns the pages
-  // that it touched, in that order: what a copy is to have first. Empty where
-  // that cannot be seen. Blocks.
+  // afterwards, until its agent has executed a program; has it sleep, and wakes
+  // it for another. Returns the pages that it touched, about in that order:
+  // what a copy, and one that wakes, is to have first. Empty where that cannot
+  // be seen. Blocks.
   virtual absl::StatusOr<std::vector<base::PageRange>> Train(
       // NOLINTNEXTLINE(performance-unnecessary-value-param): to be moved from.
       GuestConfig /*config*/,

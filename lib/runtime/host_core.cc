@@ -23,6 +23,7 @@ namespace {
 constexpr char kImagesName[] = "images";
 constexpr char kSnapshotsName[] = "snapshots";
 constexpr char kLockName[] = "lock";
+constexpr char kKvmRecordName[] = "kvm-checked";
 // How long, and how many, MicroVMs that ended stay listed.
 constexpr auto kListedFor = std::chrono::minutes(20);
 constexpr size_t kMaxEnded = 1000;
@@ -101,7 +102,8 @@ absl::Status HostCore::Prepare(const FactoryMaker& make_factory) {
                        .kernel = options_.kernel,
                        .kick_signal = options_.kick_signal,
                        .compression_level = options_.compression_level,
-                       .clock = &clock_});
+                       .clock = &clock_,
+                       .kvm_record = state_dir_ / kKvmRecordName});
   CATNAP_ASSIGN_OR_RETURN(
       snapshots_,
       SnapshotStore::Open(

@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <chrono>
 #include <cstdlib>
@@ -27,6 +28,7 @@ namespace {
 
 constexpr char kKernelName[] = "vmlinux";
 constexpr char kInitramfsName[] = "agent.initramfs";
+constexpr char kTrainingSleepName[] = "asleep";
 // Templates of images that stay in memory though no guest runs from them.
 constexpr size_t kMaxTemplates = 8;
 // For the exec of a training.
@@ -36,6 +38,21 @@ constexpr size_t kPieceBytes = size_t{1} << 20;
 bool IsFile(const std::filesystem::path& path) {
   std::error_code error;
   return std::filesystem::is_regular_file(path, error);
+}
+
+// As they were touched, but for neighbours that were touched one soon after the
+// other: those are one piece to put in place, and compress better.
+std::vector<base::PageRange> Gathered(std::vector<base::PageRange> touched) {
+  constexpr size_t kAtOnce = 256;  // Mostly pages.
+  for (size_t at = 0; at < touched.size(); at += kAtOnce) {
+    const size_t end = std::min(at + kAtOnce, touched.size());
+    std::sort(touched.begin() + static_cast<ptrdiff_t>(at),
+              touched.begin() + static_cast<ptrdiff_t>(end),
+              [](const base::PageRange& a, const base::PageRange& b) {
+                return a.offset < b.offset;
+              });
+  }
+  return touched;
 }
 
 // The way of an exec through the guest, whether the program is there or not.
@@ -113,7 +130,8 @@ absl::StatusOr<MachineMeans> MachineFactory::Means() {
   const base::MutexLock lock(&mutex_);
   if (shells_ == nullptr) {
     CATNAP_ASSIGN_OR_RETURN(auto system, kvm::System::Open());
-    CATNAP_RETURN_IF_ERROR(vmm::CheckRunsLinux(system));
+    CATNAP_RETURN_IF_ERROR(
+        vmm::CheckRunsLinuxOnce(system, options_.kvm_record.string()));
     CATNAP_ASSIGN_OR_RETURN(shells_,
                             vmm::ShellPool::Create(std::move(system), {}));
   }
@@ -227,12 +245,34 @@ absl::StatusOr<std::vector<base::PageRange>> MachineFactory::Train(
   CATNAP_RETURN_IF_ERROR(TakeDisk(stored, *copy, config));
   config.origin =
       GuestOrigin{.directory = stored, .captured = {}, .is_copy = true};
+  GuestConfig awake = config;
   CATNAP_ASSIGN_OR_RETURN(
-      const auto guest,
-      MachineGuest::Start(means, std::move(config), nullptr, copy));
+      auto guest, MachineGuest::Start(means, std::move(config), nullptr, copy));
+  CATNAP_RETURN_IF_ERROR(ExecAnything(*guest, limits));
+
+  // And what one touches that slept, which other parts of the kernel wake.
+  const std::filesystem::path asleep = awake.directory / kTrainingSleepName;
+  std::filesystem::create_directory(asleep, error);
+  if (error) return ErrnoError(error.value(), "make {}", asleep.string());
+  CATNAP_RETURN_IF_ERROR(guest->Suspend(asleep, store).status());
+  guest->Stop();
+  guest.reset();
+  CATNAP_ASSIGN_OR_RETURN(
+      const Template slept,
+      vmm::GuestTemplate::Load(asleep.string(),
+                               vmm::GuestTemplate::Role::kGuest, copy,
+                               {.pool = means.workers,
+                                .prefetch = PrefetchOf(awake.prefetch),
+                                .stop = limits.stop,
+                                .deadline = limits.deadline}));
+  CATNAP_RETURN_IF_ERROR(TakeDisk(asleep, *slept, awake));
+  awake.origin =
+      GuestOrigin{.directory = asleep, .captured = {}, .is_copy = false};
+  CATNAP_ASSIGN_OR_RETURN(
+      guest, MachineGuest::Start(means, std::move(awake), copy, slept));
   CATNAP_RETURN_IF_ERROR(ExecAnything(*guest, limits));
   guest->Stop();
-  return copy->Touched();
+  return Gathered(copy->Touched());
 }
 
 absl::StatusOr<std::string> MachineFactory::Identity() {

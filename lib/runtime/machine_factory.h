@@ -39,13 +39,16 @@ class MachineFactory final : public GuestFactory {
     int kick_signal = 0;
     int compression_level = 1;
     base::Clock* clock = nullptr;  // Borrowed.
+    // Where it is remembered that KVM runs Linux here; empty: nowhere.
+    std::filesystem::path kvm_record{};
   };
   explicit MachineFactory(Options options);
   // Waits until every client that its guests handed out has been let go, and
   // destroys their machines. REQUIRES: all guests were destroyed.
   ~MachineFactory() override;
 
-  // The first call looks whether KVM runs Linux here, tens of milliseconds.
+  // The first call looks whether KVM runs Linux here, tens of milliseconds when
+  // that is not in Options::kvm_record.
   // Errors: FAILED_PRECONDITION as Host::Probe().usable; as FindGuestFiles(),
   // Machine::CreateShell() and Launch(); of the disks and of what is stored.
   absl::StatusOr<std::unique_ptr<Guest>> Start(GuestConfig config) override;

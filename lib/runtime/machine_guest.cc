@@ -68,9 +68,10 @@ absl::Status TakeLayers(const std::vector<disk::ChainLayer>& layers,
   const bool is_new = std::filesystem::create_directory(to, error);
   if (error) return ErrnoError(error.value(), "make {}", to);
   if (!is_new) CATNAP_RETURN_IF_ERROR(disk::RemoveChain(to));
-  return disk::LinkChain(
-      layers, to, disk::CopyMode::kLink,
-      config.sync_later ? disk::Durable::kLater : disk::Durable::kNow);
+  // Durable with the top that DiskStack::Open() makes there next, by one sync
+  // of the directory for both.
+  return disk::LinkChain(layers, to, disk::CopyMode::kLink,
+                         disk::Durable::kLater);
 }
 
 absl::StatusOr<StoredSizes> StoreStanding(

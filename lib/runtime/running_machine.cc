@@ -233,6 +233,11 @@ absl::StatusOr<std::unique_ptr<RunningMachine>> RunningMachine::Create(
     on_end(EndOf(exit, machine->console().Tail()));
   };
   CATNAP_RETURN_IF_ERROR(it.Launch(std::move(launch)));
+  if (origin != nullptr) {
+    using Access = memory::GuestMemory::Access;
+    const bool is_copy = config.origin.has_value() && config.origin->is_copy;
+    origin->Populate(&it.memory(), is_copy ? Access::kRead : Access::kWrite);
+  }
   running->origin_ = std::move(origin);
   return running;
 }

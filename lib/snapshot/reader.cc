@@ -312,9 +312,13 @@ absl::Status SnapshotReader::Bulk::Run() {
   if (batches_.empty()) return CheckStop();
   io::TransferQueueOptions queue_options;
   queue_options.buffer_bytes = buffer_bytes_;
-  queue_options.buffers = static_cast<unsigned>(std::min(
-      std::max<size_t>(kBufferMemory / buffer_bytes_, 2), batches_.size()));
-  queue_options.register_buffers = queue_options.buffers > 4;
+  // Fresh memory and its pinning cost as much as some reads: each buffer is
+  // used twice at least, and pinned when it is used again and again.
+  queue_options.buffers = static_cast<unsigned>(
+      std::min(std::max<size_t>(kBufferMemory / buffer_bytes_, 2),
+               (batches_.size() + 1) / 2));
+  queue_options.register_buffers =
+      batches_.size() >= size_t{4} * queue_options.buffers;
   queue_options.plain = options_.plain_io;
   CATNAP_ASSIGN_OR_RETURN(queue_, io::TransferQueue::Create(queue_options));
   reading_.resize(queue_->buffers());

@@ -11,6 +11,7 @@
 #include "memory/memory_file.h"
 #include "memory/page_filler.h"
 #include "memory/page_map.h"
+#include "memory/page_ranges.h"
 #include "snapshot/reader.h"
 #include "snapshot/writer.h"
 #include "vmm/stored_pages.h"
@@ -21,6 +22,9 @@ namespace {
 using base::PageRange;
 using memory::Extent;
 using memory::MemoryImage;
+
+// Of what a guest touches first, what is entered into its page table ahead.
+constexpr uint64_t kMostPopulated = uint64_t{16} << 20;
 
 snapshot::WriteOptions WriteOptionsOf(const StorageOptions& options) {
   snapshot::WriteOptions write;
@@ -126,6 +130,22 @@ std::vector<PageRange> HotRangesOf(const snapshot::SnapshotReader& reader) {
     }
   }
   return ranges;
+}
+
+// Those of `ranges`, which overlap nowhere, that have `most` bytes together.
+std::vector<PageRange> SortedStart(std::span<const PageRange> from,
+                                   uint64_t most) {
+  std::vector<PageRange> ranges;
+  for (const PageRange& range : from) {
+    if (range.length > most) break;
+    most -= range.length;
+    ranges.push_back(range);
+  }
+  std::sort(ranges.begin(), ranges.end(),
+            [](const PageRange& a, const PageRange& b) {
+              return a.offset < b.offset;
+            });
+  return memory::UniteRanges(ranges, {});
 }
 
 // OK, or why some of an image cannot be read.
@@ -275,6 +295,8 @@ absl::Status GuestTemplate::Fill(
     const std::shared_ptr<const snapshot::SnapshotReader>& reader,
     memory::MemoryFile* file, const StorageOptions& options) {
   hot_ = HotRangesOf(*reader);
+  hot_is_read_ = options.prefetch == Prefetch::kAll ||
+                 options.prefetch == Prefetch::kHotSet;
   snapshot::ReadOptions read = ReadOptionsOf(options);
   if (options.prefetch != Prefetch::kAll) {
     Bringing bringing = Bringing::kAll;
@@ -313,6 +335,17 @@ std::span<const PageRange> GuestTemplate::HotOf(
 std::vector<PageRange> GuestTemplate::Touched() const {
   if (recorder_ == nullptr) return {};
   return recorder_->Touched();
+}
+
+void GuestTemplate::Populate(memory::GuestMemory* memory,
+                             memory::GuestMemory::Access own) const {
+  if (!hot_is_read_ || role_ != Role::kGuest) return;
+  memory->Populate(SortedStart(hot_, kMostPopulated), own);
+  if (parent_ == nullptr || !parent_->hot_is_read_) return;
+  memory->Populate(
+      memory::SubtractRanges(SortedStart(parent_->hot_, kMostPopulated),
+                             snapshot::OwnRanges(stored_->index)),
+      memory::GuestMemory::Access::kRead);
 }
 
 absl::Status GuestTemplate::Fetch(const StorageOptions& options) const {

@@ -5,6 +5,7 @@
 #include <string>
 
 #include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "kvm/system.h"
 
 namespace catnap::vmm {
@@ -18,6 +19,18 @@ namespace catnap::vmm {
 // Errors: FAILED_PRECONDITION, kKvmCannotRunLinux, saying how the guest ended;
 // RESOURCE_EXHAUSTED, UNAVAILABLE as Machine::CreateShell.
 absl::Status CheckRunsLinux(std::shared_ptr<const kvm::System> system);
+
+// What a check's result is good for, in one line: this boot of the machine,
+// this loading of KVM and its device, and this check. Errors: of /proc and
+// /dev/kvm.
+absl::StatusOr<std::string> HostCheckKey();
+
+// The same as CheckRunsLinux(), but when `record`, a file, has HostCheckKey()
+// it was found before and is not looked at again: a read instead of a machine
+// that is made and destroyed, which is more than the rest of a wake costs. Only
+// success is recorded; a record that cannot be written is none.
+absl::Status CheckRunsLinuxOnce(std::shared_ptr<const kvm::System> system,
+                                const std::string& record);
 
 // OK when a page that KVM misses is delivered by userfaultfd.
 // Errors: FAILED_PRECONDITION, naming what is missing: unprivileged

@@ -12,6 +12,9 @@ namespace {
 constexpr uint64_t kPage = base::kPageBytes;
 // Of frames that are kept unpacked while single pages are brought.
 constexpr size_t kKeptPages = (size_t{16} << 20) / kPage;
+// Where a file's pages are there, the kernel maps as many around one that is
+// touched (fault_around_bytes).
+constexpr uint64_t kAroundBytes = uint64_t{64} << 10;
 constexpr size_t kMaxTouched = (size_t{64} << 20) / kPage;
 
 size_t KeptFrames(const snapshot::PageIndex& index) {
@@ -32,7 +35,8 @@ StoredPages::StoredPages(std::shared_ptr<const snapshot::SnapshotReader> reader,
       brought_(reader_->index().frames.size()),
       order_(reader_->FramesInOrder()),
       unpacked_(bringing == Bringing::kTouched ? KeptFrames(reader_->index())
-                                               : 1) {
+                                               : 1),
+      met_(bringing == Bringing::kRest ? brought_.size() : 0) {
   if (bringing != Bringing::kRest) return;
   for (size_t i = 0; i < reader_->hot_frames(); ++i) {
     brought_[order_[i]].store(true);
@@ -57,6 +61,22 @@ absl::Status StoredPages::PutFrame(size_t frame, std::span<const uint8_t> pages,
         put(place.range, pages.data() + place.first * kPage));
   }
   brought_[frame].store(true);
+  return absl::OkStatus();
+}
+
+absl::Status StoredPages::PutAround(size_t frame,
+                                    std::span<const uint8_t> pages,
+                                    uint64_t offset, memory::PutPages put) {
+  const uint64_t from = offset / kAroundBytes * kAroundBytes;
+  for (const snapshot::FramePlace& place : reader_->PlacesOf(frame)) {
+    const uint64_t start = std::max(place.range.offset, from);
+    const uint64_t end =
+        std::min(place.range.offset + place.range.length, from + kAroundBytes);
+    if (start >= end) continue;
+    CATNAP_RETURN_IF_ERROR(
+        put({.offset = start, .length = end - start},
+            pages.data() + place.first * kPage + (start - place.range.offset)));
+  }
   return absl::OkStatus();
 }
 
@@ -102,6 +122,11 @@ absl::StatusOr<bool> StoredPages::Bring(uint64_t offset, memory::PutPages put) {
     return true;
   }
   CATNAP_ASSIGN_OR_RETURN(const auto pages, Unpack(*frame));
+  if (bringing_ == Bringing::kRest && !met_[*frame]) {
+    met_[*frame] = true;
+    CATNAP_RETURN_IF_ERROR(PutAround(*frame, pages, offset, put));
+    return true;
+  }
   CATNAP_RETURN_IF_ERROR(PutFrame(*frame, pages, put));
   return true;
 }

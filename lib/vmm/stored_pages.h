@@ -30,7 +30,9 @@ enum class Bringing {
 // Pages of a stored guest for the pager of its memory. What somebody waits for
 // is read and unpacked on the pager's thread, whole frames; in the background
 // one thread goes through all in their order, and for who waits for all the
-// pool does. Each frame is brought once by one of them, mostly.
+// pool does. Each frame is brought once by one of them, mostly. While the
+// background comes with all, the first who waits for a page of a frame gets it
+// and its neighbours, and goes on; the second has the whole frame brought.
 class StoredPages final : public memory::PageSupply {
  public:
   // `pool` is borrowed.
@@ -61,6 +63,9 @@ class StoredPages final : public memory::PageSupply {
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   absl::Status PutTouched(size_t frame, uint64_t offset, memory::PutPages put)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // What a fault at `offset` has entered into the page table with its page.
+  absl::Status PutAround(size_t frame, std::span<const uint8_t> pages,
+                         uint64_t offset, memory::PutPages put);
   absl::Status PutFrame(size_t frame, std::span<const uint8_t> pages,
                         memory::PutPages put);
 
@@ -83,6 +88,8 @@ class StoredPages final : public memory::PageSupply {
   std::vector<Unpacked> unpacked_ ABSL_GUARDED_BY(mutex_);
   size_t oldest_ ABSL_GUARDED_BY(mutex_) = 0;
   std::vector<base::PageRange> touched_ ABSL_GUARDED_BY(mutex_);
+  // With kRest: frames of which somebody waited for a page, by frame.
+  std::vector<bool> met_ ABSL_GUARDED_BY(mutex_);
 };
 
 }  // namespace catnap::vmm

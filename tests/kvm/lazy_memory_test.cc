@@ -466,8 +466,34 @@ TEST_CASE("What is touched first is recorded, and stored first") {
                        own, store.options())
               .ok());
   CHECK(hot_first(own).size() >= kCounted);
-  CheckGoesToItsEnd(
-      *Launched(Must(store.Load(own, Prefetch::kHotSet, trained))));
+  const Template slept = Must(store.Load(own, Prefetch::kHotSet, trained));
+  CheckGoesToItsEnd(*Launched(slept));
+
+  // Woken, it has its own copies of those before it runs, and reads as before.
+  const auto own_of = [](Machine& woken) {
+    const auto ranges = memory::OwnPages(woken.memory());
+    REQUIRE(ranges.ok());
+    return memory::TotalBytes(*ranges);
+  };
+  const auto woken = Launched(slept);
+  CHECK(own_of(*woken) < kCounted * kPageBytes);
+  // A copy, beside which others may be, has none.
+  using Access = memory::GuestMemory::Access;
+  slept->Populate(&woken->memory(), Access::kRead);
+  CHECK(own_of(*woken) < kCounted * kPageBytes);
+  slept->Populate(&woken->memory(), Access::kWrite);
+  CHECK(own_of(*woken) >= kCounted * kPageBytes);
+  CHECK(own_of(*woken) <= (hot_first(own).size() + 16) * kPageBytes);
+  CheckGoesToItsEnd(*woken);
+
+  // Not when the caller wanted nothing ahead; and guests of an image share.
+  const Template lazy = Must(store.Load(own, Prefetch::kLazy, trained));
+  for (const Template& origin : {lazy, trained}) {
+    const auto launched = Launched(origin);
+    const uint64_t before = own_of(*launched);
+    origin->Populate(&launched->memory(), Access::kWrite);
+    CHECK(own_of(*launched) == before);
+  }
 }
 
 TEST_CASE("Damage to state or index is found before anything runs") {
