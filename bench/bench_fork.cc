@@ -15,7 +15,7 @@
 #include "runtime/host_core.h"
 #include "support/temporary_directory.h"
 #include "support/tiny_guest.h"
-#include "support/writing_guest.h"
+#include "support/writer_factory.h"
 #include "vmm/shell_pool.h"
 
 namespace {

@@ -26,7 +26,7 @@
 #include "runtime/host_core.h"
 #include "support/syscall_faults.h"
 #include "support/temporary_directory.h"
-#include "support/writing_guest.h"
+#include "support/writer_factory.h"
 
 namespace catnap {
 namespace {

@@ -22,7 +22,7 @@
 #include "catnap/errors.h"
 #include "runtime/host_core.h"
 #include "support/temporary_directory.h"
-#include "support/writing_guest.h"
+#include "support/writer_factory.h"
 #include "vmm/guest_template.h"
 
 namespace catnap {
