@@ -137,6 +137,10 @@ GuestConfig SetUpGuest() {
         "mode=0620,gid=5,ptmxmode=0666");
   Mount("tmpfs", "/dev/shm", MS_NOSUID | MS_NODEV, "mode=1777");
   Mount("cgroup2", kCgroup, MS_NOSUID | MS_NODEV | MS_NOEXEC);
+  // Else a thread of the kernel wakes twice a second to see whether memory is
+  // in pieces: for nothing while all sleep, and in pages of each fork's own.
+  // Memory is still put together for who needs it.
+  WriteText("/proc/sys/vm/compaction_proactiveness", "0");
   BringLoopbackUp();
   SetUpNetwork();
   // Neither traced, nor the first to go when memory is short.
