@@ -75,8 +75,8 @@ TEST_CASE("Forks write the same, however much their parent was used before") {
   CAPTURE(own_kib);
   const auto [least, most] =
       std::minmax_element(own_kib.begin(), own_kib.end());
-  // Half of what the buffers of one would be, for each.
-  CHECK(*most - *least < kForks * 256);
+  // The buffers would be 600 for each; the rest differs by some pages.
+  CHECK(*most - *least < kForks * 400);
 }
 
 }  // namespace
