@@ -1,10 +1,10 @@
 #ifndef CATNAP_LIB_DISK_LOOP_FILE_H_
 #define CATNAP_LIB_DISK_LOOP_FILE_H_
 
-#include <compare>
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <tuple>
 #include <utility>
 
 #include "base/unique_fd.h"
@@ -17,7 +17,10 @@ namespace catnap::disk {
 struct FileKey {
   uint64_t device = 0;
   uint64_t inode = 0;
-  auto operator<=>(const FileKey&) const = default;
+
+  friend bool operator<(const FileKey& a, const FileKey& b) {
+    return std::tie(a.device, a.inode) < std::tie(b.device, b.inode);
+  }
 };
 
 // A regular file or block device on an EventLoop. Thread-safe. Holds one

@@ -130,7 +130,7 @@ class HeldPages {
         std::optional<std::chrono::steady_clock::time_point> /*deadline*/)
         override {
       for (uint64_t at = 0; at < size_; at += base::kPageBytes) {
-        const absl::Status status = PutPage(at, put);
+        absl::Status status = PutPage(at, put);
         if (!status.ok()) return status;
       }
       return absl::OkStatus();

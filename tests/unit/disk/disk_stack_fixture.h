@@ -21,9 +21,8 @@
 
 namespace catnap::disk {
 
-inline constexpr uint64_t kMiB = uint64_t{1} << 20;
 // Ends inside a block, and inside a cluster.
-inline constexpr uint64_t kBaseBytes = 2 * kMiB + 3 * kSectorBytes;
+inline constexpr uint64_t kBaseBytes = (uint64_t{2} << 20) + 3 * kSectorBytes;
 inline constexpr uint8_t kBaseByte = 3;
 
 inline absl::Status WriteBytes(BlockIo* disk, const std::vector<uint8_t>& bytes,

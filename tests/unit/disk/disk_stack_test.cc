@@ -26,6 +26,8 @@
 namespace catnap::disk {
 namespace {
 
+constexpr uint64_t kMiB = uint64_t{1} << 20;
+
 TEST_CASE("A DiskStack is the base until it is written, and keeps the writes") {
   const Place place;
   {

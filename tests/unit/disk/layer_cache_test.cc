@@ -16,6 +16,8 @@
 namespace catnap::disk {
 namespace {
 
+constexpr uint64_t kMiB = uint64_t{1} << 20;
+
 using Layer = std::shared_ptr<const LoadedLayer>;
 
 // A disk with a frozen layer, and links of it for others.

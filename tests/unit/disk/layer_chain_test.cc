@@ -16,6 +16,8 @@
 namespace catnap::disk {
 namespace {
 
+constexpr uint64_t kMiB = uint64_t{1} << 20;
+
 // Directories that are not as they were left.
 class Damaged {
  public:
