@@ -89,10 +89,16 @@ absl::Status Validate(const ShellConfig& config) {
   return absl::OkStatus();
 }
 
+struct Machine::LossLink {
+  base::Mutex mutex;
+  Machine* machine ABSL_GUARDED_BY(mutex) = nullptr;  // Null: it goes.
+};
+
 Machine::Machine(std::shared_ptr<const kvm::System> system, ShellConfig config,
                  kvm::VmFd vm)
     : system_(std::move(system)),
       config_(config),
+      loss_link_(std::make_shared<LossLink>()),
       vm_(std::move(vm)),
       serial_irq_(&vm_, arch::kCom1Gsi),
       serial_(&console_, &serial_irq_),
@@ -192,7 +198,13 @@ absl::Status Machine::CreateVcpus() {
   return absl::OkStatus();
 }
 
-Machine::~Machine() { Stop(); }
+Machine::~Machine() {
+  {
+    const base::MutexLock lock(&loss_link_->mutex);
+    loss_link_->machine = nullptr;
+  }
+  Stop();
+}
 
 absl::StatusOr<arch::InitialState> Machine::LoadKernel(
     const LinuxKernel& kernel) {
@@ -240,9 +252,17 @@ absl::Status Machine::Launch(LaunchConfig config) {
   // Whatever the guest's memory is to hold is mapped here, into the range that
   // the shell's slots name already.
   if (launch_.image != nullptr) {
-    CATNAP_RETURN_IF_ERROR(memory_->MapImage(
-        std::exchange(launch_.image, {}),
-        [this](const absl::Status& why) { OnMemoryLost(why); }));
+    {
+      const base::MutexLock lock(&loss_link_->mutex);
+      loss_link_->machine = this;
+    }
+    CATNAP_RETURN_IF_ERROR(
+        memory_->MapImage(std::exchange(launch_.image, {}),
+                          [link = loss_link_](const absl::Status& why) {
+                            const base::MutexLock lock(&link->mutex);
+                            if (link->machine != nullptr)
+                              link->machine->OnMemoryLost(why);
+                          }));
   } else if (launch_.template_memfd >= 0) {
     CATNAP_RETURN_IF_ERROR(memory_->MapPrivate(launch_.template_memfd));
   } else {

@@ -246,6 +246,11 @@ class Machine final : private VcpuThread::EndSink {
   std::optional<std::chrono::steady_clock::time_point> started_at_
       ABSL_GUARDED_BY(mutex_);
 
+  // A pager's thread comes by it; the destructor cuts it before vCPUs go, which
+  // is before the memory stops to be the pager's.
+  struct LossLink;
+  const std::shared_ptr<LossLink> loss_link_;
+
   // Construction order matters: memory and register pages outlive the VM that
   // has slots over them, the VM outlives what interrupts it.
   std::unique_ptr<memory::GuestMemory> memory_;

@@ -136,7 +136,7 @@ bool GetsOn(Machine& machine, uint32_t requests) {
 
 struct Disk {
   Disk() { disk->bytes().assign(kPage, kOnDisk); }
-  bool Has(char value) { return disk->bytes() == std::string(kPage, value); }
+  bool Has(char value) { return disk->Content() == std::string(kPage, value); }
 
   std::shared_ptr<MemoryDisk> disk = std::make_shared<MemoryDisk>(kPage);
 };

@@ -31,6 +31,12 @@ class MemoryDisk final : public disk::BlockIo {
   // The content. While no request is in flight.
   std::string& bytes() { return bytes_; }
 
+  // The same, at any time.
+  std::string Content() const {
+    const base::MutexLock lock(&mutex_);
+    return bytes_;
+  }
+
   // Requests wait for Release(), which runs them on its thread, the last one
   // first.
   void Hold() {
