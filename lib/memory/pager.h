@@ -137,7 +137,7 @@ class Pager {
     return nothing_missing_.load(std::memory_order_acquire) ||
            !there_.FirstMissing(range).has_value();
   }
-  // The same for all files' pages together.
+  // The same of all pages of the file: one atomic load.
   bool HasAll() const {
     return nothing_missing_.load(std::memory_order_acquire);
   }

@@ -459,8 +459,8 @@ absl::StatusOr<std::shared_ptr<CapturedGuest>> MachineGuest::CaptureInto(
           &running.machine(), std::move(origin), MemoryOf(use),
           {.stop = limits.stop, .deadline = limits.deadline}));
   CATNAP_RETURN_IF_ERROR(running.root()->PrepareFreeze());
-  // In the same queue before the freeze, so done when that is answered. It
-  // takes the guest's time, which one that is only stored is to have.
+  // In the same queue before the freeze, so done when that is answered. One
+  // that is only stored is to stand still for as short as can be.
   if (use == CaptureUse::kRun) running.sockets()->RenewReceiveBuffers();
   CATNAP_RETURN_IF_ERROR(FreezePrograms(kCaptureBound, limits));
   absl::StatusOr<std::shared_ptr<CapturedGuest>> captured;
