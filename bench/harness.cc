@@ -68,6 +68,9 @@ std::string HostFacts() {
       pages * page_bytes / (1 << 30));
 }
 
+// What is lost when the program ends before its time.
+const Report* unfinished = nullptr;
+
 [[noreturn]] void Usage(const char* program) {
   std::fprintf(stderr,
                "usage: %s [--json FILE] [--samples N] [--filter TEXT]\n",
@@ -80,6 +83,11 @@ std::string HostFacts() {
 void Check(const char* what, const absl::Status& status) {
   if (status.ok()) return;
   std::fprintf(stderr, "%s: %s\n", what, status.ToString().c_str());
+  if (unfinished != nullptr) {
+    std::printf("measured until then:\n");
+    unfinished->Print();
+    std::fflush(stdout);
+  }
   std::_Exit(1);  // Threads run.
 }
 
@@ -135,7 +143,13 @@ double Report::Median(const std::string& name) const {
   return it == metrics_.end() ? 0 : Percentile(it->second.values, 0.5);
 }
 
-int Report::Finish() const {
+Report::Report(Options options) : options_(std::move(options)) {
+  unfinished = this;
+}
+
+Report::~Report() { unfinished = nullptr; }
+
+std::string Report::Print() const {
   const std::string environment = Environment();
   const std::string facts = HostFacts();
   std::printf("environment: %s, host: %s\n", environment.c_str(),
@@ -143,10 +157,8 @@ int Report::Finish() const {
   std::printf("%-44s %6s %12s %12s %12s %12s %8s\n", "metric", "unit", "min",
               "p50", "p99", "max", "samples");
   std::string lines;
-  bool empty = true;
   for (const std::string& name : order_) {
     if (name.find(options_.filter) == std::string::npos) continue;
-    empty = false;
     const Metric& metric = metrics_.at(name);
     const double least = Percentile(metric.values, 0);
     const double median = Percentile(metric.values, 0.5);
@@ -162,7 +174,12 @@ int Report::Finish() const {
         Quoted(name), Quoted(metric.unit), least, median, high, most,
         metric.values.size(), Quoted(environment), facts);
   }
-  if (empty) {
+  return lines;
+}
+
+int Report::Finish() const {
+  const std::string lines = Print();
+  if (lines.empty()) {
     std::fprintf(stderr, "no metric has '%s' in its name\n",
                  options_.filter.c_str());
     return 1;

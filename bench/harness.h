@@ -31,7 +31,10 @@ void RaiseDescriptorLimit();
 // in bytes unless the name says otherwise, ratios plain.
 class Report {
  public:
-  explicit Report(Options options) : options_(std::move(options)) {}
+  explicit Report(Options options);
+  ~Report();
+  Report(const Report&) = delete;
+  Report& operator=(const Report&) = delete;
 
   const Options& options() const { return options_; }
   void Add(const std::string& name, const std::string& unit, double value);
@@ -44,6 +47,11 @@ class Report {
   int Finish() const;
 
  private:
+  friend void Check(const char* what, const absl::Status& status);
+
+  // The table. Returns the JSON lines.
+  std::string Print() const;
+
   struct Metric {
     std::string unit;
     std::vector<double> values;
