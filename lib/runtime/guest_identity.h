@@ -9,8 +9,9 @@
 
 namespace catnap::runtime {
 
-// A wake's answer, which a hostile guest may never send, is waited for so long.
-constexpr auto kWakeLatest = std::chrono::seconds(30);
+// A wake's answer, which a hostile guest may never send, is waited for so long:
+// as long as a boot. A hundred forks that share a slow processor take a minute.
+constexpr auto kWakeLatest = std::chrono::seconds(120);
 
 // Has a wake make a guest another machine than all others: of this name, with
 // a machine id and a generation drawn for it.
