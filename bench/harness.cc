@@ -83,7 +83,7 @@ const Report* unfinished = nullptr;
 void Check(const char* what, const absl::Status& status) {
   if (status.ok()) return;
   std::fprintf(stderr, "%s: %s\n", what, status.ToString().c_str());
-  if (unfinished != nullptr) {
+  if (unfinished != nullptr && !unfinished->order_.empty()) {
     std::printf("measured until then:\n");
     unfinished->Print();
     std::fflush(stdout);
