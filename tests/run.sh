@@ -6,7 +6,7 @@
 # group kvm with 1,024 descriptors, and again with io_uring refused; long runs,
 # within five minutes; those that need a Linux guest, in the emulated host where
 # KVM cannot run one; and the tests under address, undefined-behaviour and
-# thread sanitizers.
+# thread sanitizers. clang-tidy and the sanitizers' builds run beside the tests.
 #
 # --quick is the inner loop: release build and its tests.
 #
@@ -31,7 +31,7 @@ export CMAKE_BUILD_PARALLEL_LEVEL=$jobs
 unset DESTDIR
 results=$(mktemp -d)
 chmod 755 "$results"
-trap 'stop_builds; rm -rf "$results"' EXIT
+trap 'stop_beside; rm -rf "$results"' EXIT
 
 total=0
 failures=()
@@ -108,23 +108,54 @@ build() {
   cmake --preset "$1" >/dev/null && cmake --build --preset "$1"
 }
 
-# Begins the sanitizers' builds, with one processor, while the emulated host has
-# another. What is missing or failed when they are stopped is the steps' own.
-builds=  # Their process group.
-start_builds() {
-  ((jobs > 1)) || return 0
-  setsid nice -n 19 bash -c 'for preset in clang tsan; do
-    cmake --preset "$preset" && cmake --build --preset "$preset" --parallel 1
-  done' >/dev/null 2>&1 &
-  builds=$!
+# What needs nothing but the release build, and takes half of all time: it runs
+# beside the tests, on what these leave of the processors. Leaves NAME.log and
+# NAME.status of each part in $results.
+run_beside() {
+  local name status
+  for name in clang tsan tidy; do
+    status=0
+    case $name in
+      tidy) cmake/check_tidy.sh ;;
+      *) build "$name" ;;
+    esac >"$results/$name.log" 2>&1 || status=$?
+    echo "$status" >"$results/$name.new"
+    mv "$results/$name.new" "$results/$name.status"
+  done
 }
-stop_builds() {
-  [[ -n $builds ]] || return 0
-  kill -- "-$builds" 2>/dev/null || true
-  wait "$builds" || true
-  # A ninja that still tidies up is not in the way of the next one.
-  while kill -0 -- "-$builds" 2>/dev/null; do sleep 0.1; done
-  builds=
+export -f build run_beside
+beside=  # Its process group.
+start_beside() {
+  # Nice alone counts within a session, where the kernel groups by sessions.
+  results=$results setsid chrt --idle 0 bash -c run_beside </dev/null &
+  beside=$!
+}
+# Waits for one part; shows what it printed if it failed, else its last line.
+wait_for() {
+  local file=$results/$1.status status
+  until [[ -e $file ]]; do
+    if ! kill -0 "$beside" 2>/dev/null && [[ ! -e $file ]]; then
+      echo "$1 was not done" >&2
+      return 1
+    fi
+    sleep 0.5
+  done
+  status=$(<"$file")
+  if ((status == 0)); then
+    tail -n 1 "$results/$1.log"
+  else
+    cat "$results/$1.log"
+  fi
+  return "$status"
+}
+pause_beside() {
+  kill -"$1" -- "-$beside" 2>/dev/null || true
+}
+stop_beside() {
+  [[ -n $beside ]] || return 0
+  pause_beside CONT
+  kill -- "-$beside" 2>/dev/null || true
+  wait "$beside" 2>/dev/null || true
 }
 
 # Finds Debian's own kernel, which tests boot, in the emulated host's cache.
@@ -174,8 +205,8 @@ fi
 . cmake/compiler_cache.sh
 check "build release" build release || summary
 if [[ -z $quick ]]; then
+  start_beside
   check "format" cmake/check_format.sh || true
-  check "tidy" cmake/check_tidy.sh || true
 fi
 if [[ -z $quick ]]; then export CATNAP_TEST_STRESS_SECONDS=60; fi
 tests "release tests" release -L "$native"
@@ -183,7 +214,13 @@ unset CATNAP_TEST_STRESS_SECONDS
 if [[ -n $quick ]]; then
   summary
 fi
-if [[ -e /dev/kvm ]]; then tests "long runs" release -L '^stress$'; fi
+if [[ -e /dev/kvm ]]; then
+  # They have a bound of their own, and sync files all the time, for which they
+  # would wait for the builds' files.
+  pause_beside STOP
+  tests "long runs" release -L '^stress$'
+  pause_beside CONT
+fi
 
 # What needs to write to the build folder was tested above.
 wrapper=(tests/support/as_ordinary_user.sh)
@@ -197,16 +234,15 @@ if check "fetch a stock kernel" stock_kernel; then
   wrapper=(tests/emulated_host/run.sh --if-needed --timeout 2400
     --out "$results" --env "CATNAP_STOCK_KERNEL=$stock_kernel/bzImage"
     --env "CATNAP_STOCK_MODULES=$stock_kernel/modules.cpio" --)
-  start_builds
   tests "Linux guests" release -L "$guests"
-  stop_builds
   wrapper=()
 fi
 
-if check "build clang with sanitizers" build clang; then
+if check "build clang with sanitizers" wait_for clang; then
   tests "address and undefined sanitizers" clang -L "$native"
 fi
-if check "build thread sanitizer" build tsan; then
+if check "build thread sanitizer" wait_for tsan; then
   tests "thread sanitizer" tsan -L "$native"
 fi
+check "tidy" wait_for tidy || true
 summary
