@@ -85,7 +85,8 @@ Flows::Start Flows::Connect(const Peer& peer, uint16_t guest_port,
   return Start::kNew;
 }
 
-void Flows::OnAnswered(const Peer& peer, uint16_t guest_port) {
+void Flows::OnConnected(const Peer& peer, uint16_t guest_port) {
+  if (connecting_.empty()) return;  // For most frames.
   connecting_.erase({.peer = peer, .guest_port = guest_port});
 }
 

@@ -48,15 +48,16 @@ class Flows {
   bool AllowsIn(const Policy& policy, const Peer& peer, uint16_t guest_port,
                 TimePoint now);
 
-  // The guest asks for a TCP connection. kRepeated: it has before, and nothing
-  // has come back for kConnectTime since; kTooMany: that is so of
+  // The guest asks for a TCP connection. kRepeated: it has before, in the last
+  // kConnectTime, and OnConnected() did not come since; kTooMany: that is so of
   // kMaxConnecting others.
   enum class Start { kNew, kRepeated, kTooMany };
   static constexpr size_t kMaxConnecting = 1024;
   static constexpr auto kConnectTime = std::chrono::seconds(10);
   Start Connect(const Peer& peer, uint16_t guest_port, TimePoint now);
-  // The peer answered, whatever it said.
-  void OnAnswered(const Peer& peer, uint16_t guest_port);
+  // The guest goes on with the connection, or it was refused: another one may
+  // begin.
+  void OnConnected(const Peer& peer, uint16_t guest_port);
   // Nobody is there any more who could answer.
   void ForgetConnecting() { connecting_.clear(); }
 
@@ -90,7 +91,7 @@ class Flows {
 
   LruMap<IpAddress, std::vector<Name>, IpAddressHash> addresses_;
   LruMap<FlowKey, TimePoint, FlowHash> flows_;  // When last used.
-  // Since when an answer is waited for.
+  // Since when the guest asks.
   std::unordered_map<FlowKey, TimePoint, FlowHash> connecting_;
 };
 

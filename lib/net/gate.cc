@@ -171,8 +171,13 @@ Refusal Gate::CheckFromGuest(const Frame& frame, std::span<const uint8_t> bytes,
   // The helper of Debian 12 (passt 0.0~git20230309) runs in a circle for ever
   // when it finds a connection's first frame twice in what it reads at once,
   // which a guest can see to, and sees to unwittingly while the helper starts.
-  // It needs no second one: its own kernel repeats what gets lost.
-  if (starts && !is_bridged()) {
+  // It needs no second one: its own kernel repeats what gets lost. And one that
+  // comes when it has answered, from a guest that is slower than its own timer,
+  // makes it reset the connection.
+  const bool tcp = *transport == Transport::kTcp;
+  if (tcp && !starts && !is_bridged()) {
+    flows_.OnConnected(peer, frame.from_port);
+  } else if (starts && !is_bridged()) {
     switch (flows_.Connect(peer, frame.from_port, now)) {
       case Flows::Start::kNew:
         break;
@@ -185,7 +190,7 @@ Refusal Gate::CheckFromGuest(const Frame& frame, std::span<const uint8_t> bytes,
   // Behind the packet there may be padding, or anything else.
   const Refusal lost =
       Leave(bytes.first(kEthernetHeaderBytes + frame.packet.size()));
-  if (lost != Refusal::kNone) flows_.OnAnswered(peer, frame.from_port);
+  if (lost != Refusal::kNone) flows_.OnConnected(peer, frame.from_port);
   return lost;
 }
 
@@ -381,7 +386,10 @@ Refusal Gate::CheckFromOutside(const Frame& frame, TimePoint now) {
   if (!flows_.AllowsIn(*policy_, peer, frame.to_port, now)) {
     return Refusal::kUninvited;
   }
-  if (tcp) flows_.OnAnswered(peer, frame.to_port);
+  // A yes stands until the guest has heard it.
+  const bool accepts =
+      (frame.tcp_flags & (kTcpSyn | kTcpAck | kTcpRst)) == (kTcpSyn | kTcpAck);
+  if (tcp && !accepts) flows_.OnConnected(peer, frame.to_port);
   return Refusal::kNone;
 }
 

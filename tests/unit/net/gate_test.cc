@@ -447,7 +447,7 @@ TEST_CASE("Frames longer than the link's MTU are refused both ways") {
       link.Enters(UdpFrame(ToGuest(kPublic), 9, kGuestPort, most + "x")));
 }
 
-TEST_CASE("A connection's first frame leaves once until somebody answers") {
+TEST_CASE("A connection's first frame leaves once until the guest goes on") {
   Link link({.mode = PolicyMode::kUnrestricted});
   const auto syn = [](uint16_t port) {
     return TcpFrame(FromGuest(kPublic), port, 80, kTcpSyn);
@@ -455,9 +455,16 @@ TEST_CASE("A connection's first frame leaves once until somebody answers") {
   CHECK(link.Leaves(syn(kGuestPort)));
   CHECK_FALSE(link.Leaves(syn(kGuestPort)));
   CHECK(link.Leaves(syn(kGuestPort + 1)));  // Another connection.
-  // An answer, or the time after which the helper has given up, opens it.
+  // A yes does not open it: the guest may not have seen that yet. What it sends
+  // next, a no, or the time after which the helper has given up, does.
   CHECK(link.Enters(
       TcpFrame(ToGuest(kPublic), 80, kGuestPort, kTcpSyn | kTcpAck)));
+  CHECK_FALSE(link.Leaves(syn(kGuestPort)));
+  CHECK(link.Leaves(TcpFrame(FromGuest(kPublic), kGuestPort, 80, kTcpAck)));
+  CHECK(link.Leaves(syn(kGuestPort)));
+  CHECK_FALSE(link.Leaves(syn(kGuestPort)));
+  CHECK(link.Enters(
+      TcpFrame(ToGuest(kPublic), 80, kGuestPort, kTcpRst | kTcpAck)));
   CHECK(link.Leaves(syn(kGuestPort)));
   CHECK_FALSE(link.Leaves(syn(kGuestPort)));
   link.now += Flows::kConnectTime;
