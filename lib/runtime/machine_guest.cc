@@ -198,7 +198,10 @@ void MachineGuest::Stop() {
     stopped_ = true;
     last = running_;
   }
-  if (last != nullptr) last->machine().Stop();
+  if (last != nullptr) {
+    last->machine().Stop();
+    last->root()->Close();  // Its directory is removed next.
+  }
   if (connection_ != nullptr) connection_->Close();
 }
 

@@ -242,7 +242,12 @@ absl::StatusOr<std::unique_ptr<RunningMachine>> RunningMachine::Create(
   return running;
 }
 
-RunningMachine::~RunningMachine() = default;
+// The device that has the disk goes later, elsewhere. By then somebody else may
+// have removed the directory and made it anew, in which this disk's merge would
+// go on.
+RunningMachine::~RunningMachine() {
+  if (root_ != nullptr) root_->Close();
+}
 
 absl::Status RunningMachine::Sync() const {
   if (unsynced_.empty()) return absl::OkStatus();

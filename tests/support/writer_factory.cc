@@ -76,7 +76,10 @@ class WriterFactory::WriterGuest final : public runtime::Guest {
       stopped_ = true;
       last = running_;
     }
-    if (last != nullptr) last->machine().Stop();
+    if (last != nullptr) {
+      last->machine().Stop();
+      last->root()->Close();
+    }
   }
   std::string ConsoleTail() const override { return ""; }
   double VcpuSeconds() const override { return 0; }
