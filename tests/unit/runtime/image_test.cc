@@ -92,8 +92,11 @@ TEST_CASE("An image has its application started, and tells what it wrote") {
   TestHost host;
   ImageSpec spec;
   spec.name = "app";
-  spec.entrypoint = {"sh", "-c", "echo starting; sleep 1000"};
-  spec.ready.command = {"true"};
+  // Not before it has written that.
+  const std::string started = host.path() / "started";
+  spec.entrypoint = {"sh", "-c",
+                     "echo starting; echo >" + started + "; sleep 1000"};
+  spec.ready.command = {"test", "-e", started};
   Listener listener;
   const auto image = host.Build(spec, &listener);
   INFO(image.status().ToString());
