@@ -130,12 +130,16 @@ void VirtioDevice::Quiesce() {
   DrainLocked();
 }
 
-void VirtioDevice::Resume() {
+void VirtioDevice::Resume() { ServeAgain(/*interrupt=*/true); }
+
+void VirtioDevice::Continue() { ServeAgain(/*interrupt=*/false); }
+
+void VirtioDevice::ServeAgain(bool interrupt) {
   {
     const base::MutexLock lock(&mutex_);
     quiesced_ = false;
     ResumeLocked();
-    if (active_ && link_ != nullptr) link_->Interrupt();
+    if (interrupt && active_ && link_ != nullptr) link_->Interrupt();
     ServeAllLocked();
   }
   AfterServing();

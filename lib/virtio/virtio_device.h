@@ -99,6 +99,9 @@ class VirtioDevice {
   // Serves again, as if kicked, after Quiesce() or LoadState(), and interrupts
   // the driver once: what it was to hear of before may be lost.
   void Resume();
+  // The same without the interrupt: for a driver that never stopped, and lost
+  // nothing. REQUIRES: Quiesce() came before, and no LoadState() since.
+  void Continue();
 
   // Whether Quiesce() left requests undone that SaveState() knows nothing of:
   // the device cannot be saved now.
@@ -179,8 +182,8 @@ class VirtioDevice {
   virtual void ResetLocked() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {}
   // Serving starts again after Quiesce() or LoadState().
   virtual void ResumeLocked() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {}
-  // Comes after each Activate(), Reset(), Kick() and Resume(), on the same
-  // thread, with no lock held: what was learnt may be told to others.
+  // Comes after each Activate(), Reset(), Kick(), Resume() and Continue(), on
+  // the same thread, with no lock held: what was learnt may be told to others.
   virtual void AfterServing() {}
   virtual void SaveOwnLocked(state::StateEncoder& out) const
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) = 0;
@@ -191,6 +194,7 @@ class VirtioDevice {
                                  std::span<const QueueConfig> queues,
                                  std::span<const QueueProgress> progress)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void ServeAgain(bool interrupt);
   void ServeAllLocked() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void StopLocked() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 

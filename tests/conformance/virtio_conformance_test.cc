@@ -351,6 +351,33 @@ TEST_CASE("A saved device goes on where it was") {
   });
 }
 
+TEST_CASE("A device that stood still goes on, without an interrupt") {
+  ForEachDevice([](const DeviceUnderTest& device) {
+    VirtioDriver driver(device.factory);
+    REQUIRE(driver.Start());
+    for (int round = 0; round < 5; ++round) {
+      CheckWorks(device, &driver);
+      const int before = driver.interrupts();
+      driver.device().Quiesce();
+      driver.device().Continue();
+      CHECK(driver.interrupts() == before);
+      driver.device().Quiesce();
+      driver.Add(device.queue, static_cast<uint16_t>(1 + round % 2),
+                 device.good_buffer);
+      driver.Kick();
+      CHECK(driver.TakeUsed(device.queue).empty());
+      // What waits counts as kicked.
+      driver.device().Continue();
+      CHECK(driver.TakeUsed(device.queue).size() == 1);
+    }
+    const int before = driver.interrupts();
+    driver.device().Quiesce();
+    driver.device().Resume();
+    CHECK(driver.interrupts() == before + 1);
+    CHECK(driver.failures() == 0);
+  });
+}
+
 TEST_CASE("A device is saved before it runs, and after it failed") {
   ForEachDevice([](const DeviceUnderTest& device) {
     VirtioDriver driver(device.factory);
