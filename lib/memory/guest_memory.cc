@@ -274,6 +274,17 @@ absl::Status GuestMemory::RebaseExtent(const MemoryImage& old,
   return map(start, end);
 }
 
+absl::Status GuestMemory::Discard(std::span<const base::PageRange> ranges) {
+  for (const base::PageRange& range : ranges) {
+    if (::madvise(mapping_.data() + range.offset, range.length,
+                  MADV_DONTNEED) != 0) {
+      return ErrnoError(errno, "give back {} bytes of guest memory at {:#x}",
+                        range.length, range.offset);
+    }
+  }
+  return absl::OkStatus();
+}
+
 absl::StatusOr<std::span<uint8_t>> GuestMemory::Slice(Gpa gpa,
                                                       uint64_t length) const {
   if (!mapped_) {

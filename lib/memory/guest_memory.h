@@ -75,6 +75,13 @@ class GuestMemory {
   // mapped), RESOURCE_EXHAUSTED (mappings).
   absl::Status Rebase(std::shared_ptr<const MemoryImage> image);
 
+  // Gives back the guest's own copies of these pages, which show the image's
+  // again. REQUIRES: an image is mapped, and holds the same there; nothing
+  // writes to those pages meanwhile.
+  // Errors: INVALID_ARGUMENT, memory that is locked (mlock(2)); some of them
+  // may be given back.
+  absl::Status Discard(std::span<const base::PageRange> ranges);
+
   // Puts a private copy-on-write view of [0, size()) of `memfd` over the whole
   // range; the descriptor may be closed afterwards. The file must be at least
   // size() bytes and must never shrink (seal it), or a guest access ends in

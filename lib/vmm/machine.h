@@ -21,6 +21,7 @@
 #include "arch/x86_64/saved_vcpu.h"
 #include "base/log.h"
 #include "base/mutex.h"
+#include "base/page_range.h"
 #include "base/unique_fd.h"
 #include "device/bus.h"
 #include "device/register_page.h"
@@ -141,6 +142,14 @@ class Machine final : private VcpuThread::EndSink {
   // after an error. Start, Pause and Stop wait meanwhile.
   // Errors: FAILED_PRECONDITION when it is not paused.
   absl::StatusOr<std::vector<state::SavedSection>> Save();
+  // Gives back memory that a guest took and need not have: pages that it wrote
+  // and that hold what they held in its image, such as locks that were taken
+  // and let go of. While they are compared its devices and vCPUs stand still,
+  // for about a millisecond for each MiB. Returns how many bytes there were: 0
+  // for a guest that does not run, has no image, or has written more than
+  // `most` bytes. Blocks as Save() does.
+  // Errors: of the page map, and of reading the image; the guest goes on.
+  absl::StatusOr<uint64_t> GiveBackUnchanged(uint64_t most);
   // Ends the machine for good and returns when every vCPU stands still.
   // Idempotent; the first reason stays.
   void Stop();
@@ -226,6 +235,9 @@ class Machine final : private VcpuThread::EndSink {
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(control_mutex_);
   absl::Status LoadIrqchip(state::StateDecoder in);
   void WakeDevices() ABSL_EXCLUSIVE_LOCKS_REQUIRED(control_mutex_);
+  // In give_back.cc.
+  absl::StatusOr<uint64_t> GiveBackStanding(
+      const std::vector<base::PageRange>& written);
 
   const std::shared_ptr<const kvm::System> system_;
   const ShellConfig config_;

@@ -112,6 +112,27 @@ TEST_CASE("Rebase leaves own pages alone where the image stays the same") {
         std::vector<base::PageRange>{Pages(1, 1), Pages(40, 1)});
 }
 
+TEST_CASE("What is discarded shows the image again, and takes no memory") {
+  auto memory = NewGuest(StripedImage());
+  // Of a file, of zeros, and of both.
+  const std::vector<base::PageRange> given{Pages(3, 1), Pages(40, 2),
+                                           Pages(60, 10)};
+  const std::vector<base::PageRange> kept{Pages(5, 1), Pages(50, 1)};
+  for (const auto& ranges : {given, kept}) {
+    for (const base::PageRange& range : ranges) {
+      for (uint64_t at = 0; at < range.length; at += kPage) {
+        Put(*memory, (range.offset + at) / kPage, 99);
+      }
+    }
+  }
+  Must(memory->Discard(given));
+  CHECK(Must(OwnPages(*memory)) == kept);
+  CHECK(At(*memory, 3) == 1);
+  CHECK(At(*memory, 41) == 0);
+  CHECK(At(*memory, 64) == 2);
+  CHECK(At(*memory, 5) == 99);
+}
+
 TEST_CASE("An image of another size is not mapped") {
   const auto small = Must(MemoryImage::Zero(kPage));
   auto memory = NewGuest(kSize);
