@@ -221,9 +221,11 @@ class CATNAP_EXPORT MicroVM {
   // Starts machines that go on where this one is, which goes on too: `count`
   // of them, or one for each of `children`. All or none. Options that are not
   // set are this one's, its services and logs too, but not the id, the tap and
-  // if_exists. They share this one's memory until they write to it. To its
-  // programs each is another machine: its host name is its id, its machine id
-  // (in memory, over /etc/machine-id) is new, and so is its entropy.
+  // if_exists. They share this one's memory until they write to it; a copy that
+  // rests in its first seconds gives back what it wrote and holds as before,
+  // for which it stands still once, for some milliseconds. To its programs each
+  // is another machine: its host name is its id, its machine id (in memory,
+  // over /etc/machine-id) is new, and so is its entropy.
   // Errors: INVALID_ARGUMENT, an option, `id` with more than one child, or more
   // than 4,096; FAILED_PRECONDITION, a child would write to a disk that this
   // one writes to; as TakeSnapshot() and Run().

@@ -166,6 +166,10 @@ class Guest {
   // TerminationReason::kStorage.
   virtual absl::Status Resume(const std::filesystem::path& directory,
                               const agent::CallLimits& limits) = 0;
+  // Gives back memory of a copy that holds what the guest it was copied from
+  // has there. It stands still for a millisecond or so. Does nothing while it
+  // sleeps, falls asleep, wakes or is copied. Blocks.
+  virtual void Settle() {}
   // Copies the guest, which stands still for some milliseconds and goes on.
   // Errors: as Suspend().
   virtual absl::StatusOr<std::shared_ptr<CapturedGuest>> Capture(

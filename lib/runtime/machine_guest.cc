@@ -21,6 +21,8 @@ namespace {
 constexpr std::chrono::milliseconds kSleepBound{1000};
 constexpr std::chrono::milliseconds kCaptureBound{250};
 // Of the agent's part, beside the bound: writing dirty data takes long.
+// A copy that wrote more has work to do, and is not to stand still for so long.
+constexpr uint64_t kMostSettled = uint64_t{8} << 20;
 constexpr auto kFreezeLatest = std::chrono::seconds(60);
 constexpr auto kThawLatest = std::chrono::seconds(10);
 
@@ -401,6 +403,15 @@ absl::Status MachineGuest::Resume(const std::filesystem::path& directory,
   running_.reset();
   origin_.reset();
   return awake;
+}
+
+void MachineGuest::Settle() {
+  if (!change_mutex_.TryLock()) return;
+  if (const Running now = running(); now != nullptr) {
+    const auto given = now->machine().GiveBackUnchanged(kMostSettled);
+    log_.LogIfError(given.status(), "give back memory that it shares");
+  }
+  change_mutex_.Unlock();
 }
 
 absl::StatusOr<std::shared_ptr<CapturedGuest>> MachineGuest::CaptureStanding(

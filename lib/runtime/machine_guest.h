@@ -107,6 +107,7 @@ class MachineGuest final : public Guest {
                                       const StoreOptions& options) override;
   absl::Status Resume(const std::filesystem::path& directory,
                       const agent::CallLimits& limits) override;
+  void Settle() override;
   absl::StatusOr<std::shared_ptr<CapturedGuest>> Capture(
       CaptureUse use, const agent::CallLimits& limits) override;
 
@@ -146,7 +147,8 @@ class MachineGuest final : public Guest {
   const base::Logger log_;
   std::unique_ptr<AgentConnection> connection_;  // Set by Start().
 
-  // Held by Suspend(), Resume() and Capture() from their start to their end.
+  // Held by Suspend(), Resume(), Settle() and Capture() from their start to
+  // their end.
   base::Mutex change_mutex_;
 
   mutable base::Mutex mutex_;

@@ -17,6 +17,8 @@ constexpr auto kReconnect = std::chrono::seconds(10);
 // takes.
 constexpr auto kLongestBoot = std::chrono::seconds(120);
 // Through Connect(), ForwardPort() and services, all together.
+// A copy is woken by then, and has said so.
+constexpr std::chrono::milliseconds kSettlesAfter{500};
 constexpr size_t kMaxConnections = 1024;
 constexpr double kGiB = 1024.0 * 1024 * 1024;
 
@@ -109,6 +111,7 @@ absl::Status Vm::Start(const agent::CallLimits& limits,
     BeginMoveLocked(Move::kStarting);
   }
   const bool boots = !origin.has_value();
+  const bool is_copy = !boots && origin->is_copy;
   absl::Status status = StartGuest(std::move(origin), limits);
   if (status.ok()) status = boots ? StartApplication(limits) : Rejoin(limits);
   if (status.ok()) status = SaveRecord();
@@ -121,6 +124,7 @@ absl::Status Vm::Start(const agent::CallLimits& limits,
     running = status.ok();
     if (running) {
       awake_since_ = idle_least_ = std::chrono::steady_clock::now();
+      if (is_copy) settles_at_ = *awake_since_ + kSettlesAfter;
       EnterLocked(MicroVMState::kRunning);
     }
   }
@@ -322,7 +326,7 @@ void Vm::Finish(TerminationReason reason, const std::string& text, bool keep) {
   {
     const base::MutexLock lock(&mutex_);
     // What is being written is given up first; what starts is stopped.
-    while (booting_ || move_ == Move::kSuspending ||
+    while (booting_ || settling_ || move_ == Move::kSuspending ||
            move_ == Move::kCapturing) {
       changed_.Wait(&mutex_);
     }

@@ -264,6 +264,8 @@ class Vm : public std::enable_shared_from_this<Vm> {
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   bool IsIdleLocked(Time now) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void SampleGuest(const std::shared_ptr<Guest>& guest);
+  bool ShouldSettleLocked(Time now) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void SettleGuest();
   void SuspendIdle();
 
   absl::StatusOr<std::shared_ptr<Guest>> RunningGuest() const;
@@ -296,9 +298,10 @@ class Vm : public std::enable_shared_from_this<Vm> {
   std::stop_source move_stop_ ABSL_GUARDED_BY(mutex_);
   bool used_meanwhile_ ABSL_GUARDED_BY(mutex_) = false;
 
-  bool booting_ ABSL_GUARDED_BY(mutex_) = false;  // In the factory.
-  bool ending_ ABSL_GUARDED_BY(mutex_) = false;   // Somebody ends it.
-  bool over_ ABSL_GUARDED_BY(mutex_) = false;     // Ended, or left asleep.
+  bool booting_ ABSL_GUARDED_BY(mutex_) = false;   // In the factory.
+  bool settling_ ABSL_GUARDED_BY(mutex_) = false;  // In Guest::Settle().
+  bool ending_ ABSL_GUARDED_BY(mutex_) = false;    // Somebody ends it.
+  bool over_ ABSL_GUARDED_BY(mutex_) = false;      // Ended, or left asleep.
   bool host_closed_ ABSL_GUARDED_BY(mutex_) = false;
   TerminationReason reason_ ABSL_GUARDED_BY(mutex_) = TerminationReason::kNone;
   std::string text_ ABSL_GUARDED_BY(mutex_);
@@ -325,6 +328,9 @@ class Vm : public std::enable_shared_from_this<Vm> {
   uint64_t timers_ ABSL_GUARDED_BY(mutex_) = 0;    // That were started.
   bool no_timer_ ABSL_GUARDED_BY(mutex_) = false;  // The loop may be gone.
   bool sleep_posted_ ABSL_GUARDED_BY(mutex_) = false;
+  // When to see whether a copy rests and can be settled. None: it has been, has
+  // slept, or is none.
+  std::optional<Time> settles_at_ ABSL_GUARDED_BY(mutex_);
   double sampled_cpu_ ABSL_GUARDED_BY(mutex_) = 0;
   uint64_t sampled_frames_ ABSL_GUARDED_BY(mutex_) = 0;
   Time sampled_at_ ABSL_GUARDED_BY(mutex_);

@@ -14,6 +14,11 @@ constexpr std::chrono::milliseconds kShortestSample{10};
 // Beyond this the clock's arithmetic ends, and nobody waits so long.
 constexpr Millis kLongest = std::chrono::hours(24 * 365 * 10);
 
+// A copy is settled when nobody used it for so long, tried for as long as that
+// takes at most.
+constexpr std::chrono::milliseconds kRests{250};
+constexpr std::chrono::seconds kSettlesUntil{10};
+
 bool Samples(const ActivitySources& sources) {
   return sources.outbound || sources.guest_cpu;
 }
@@ -35,6 +40,9 @@ std::optional<Vm::Time> Vm::NextLookLocked(Time now) const {
   };
   if (options_.max_lifetime.has_value() && state_ != MicroVMState::kPending) {
     at(created_at_ + std::min(*options_.max_lifetime, kLongest));
+  }
+  if (state_ == MicroVMState::kRunning && settles_at_.has_value()) {
+    at(*settles_at_);
   }
   if (!policy_.has_value()) return next;
   if (state_ == MicroVMState::kSuspended && asleep_since_.has_value() &&
@@ -99,10 +107,12 @@ void Vm::OnTimer(uint64_t number) {
   TerminationReason reason = TerminationReason::kNone;
   std::string text;
   bool sleep = false;
+  bool settle = false;
   {
     const base::MutexLock lock(&mutex_);
     if (ending_) return;
     const auto now = std::chrono::steady_clock::now();
+    settle = ShouldSettleLocked(now);
     const auto& lifetime = options_.max_lifetime;
     if (lifetime.has_value() &&
         now - created_at_ >= std::min(*lifetime, kLongest)) {
@@ -136,7 +146,48 @@ void Vm::OnTimer(uint64_t number) {
     environment_.sleeper->Post([weak = weak_from_this()] {
       if (const auto self = weak.lock()) self->SuspendIdle();
     });
+  } else if (settle) {
+    environment_.worker->Post([weak = weak_from_this()] {
+      if (const auto self = weak.lock()) self->SettleGuest();
+    });
   }
+}
+
+bool Vm::ShouldSettleLocked(Time now) {
+  if (state_ != MicroVMState::kRunning || !settles_at_.has_value() ||
+      now < *settles_at_) {
+    return false;
+  }
+  // Holds and what its network does are no reason not to.
+  ActivitySources uses;
+  uses.holds = uses.outbound = false;
+  const Time rests_since =
+      activity_->IdleSince(uses, idle_least_).value_or(now);
+  if (now - rests_since >= kRests) {
+    settles_at_.reset();
+    return true;
+  }
+  settles_at_ = rests_since + kRests;
+  if (*settles_at_ > idle_least_ + kSettlesUntil) settles_at_.reset();
+  return false;
+}
+
+void Vm::SettleGuest() {
+  std::shared_ptr<Guest> guest;
+  {
+    const base::MutexLock lock(&mutex_);
+    if (ending_ || state_ != MicroVMState::kRunning || move_ != Move::kNone) {
+      return;
+    }
+    guest = guest_;
+    settling_ =
+        true;  // Finish() waits: what the guest uses goes with the Host.
+  }
+  guest->Settle();
+  guest.reset();
+  const base::MutexLock lock(&mutex_);
+  settling_ = false;
+  changed_.NotifyAll();
 }
 
 void Vm::SampleGuest(const std::shared_ptr<Guest>& guest) {

@@ -40,6 +40,8 @@ bool IsOwn(const absl::Status& status) {
 
 void Vm::EnterLocked(MicroVMState state) {
   state_ = state;
+  // What wakes is no longer over the memory that copies share.
+  if (state == MicroVMState::kSuspended) settles_at_.reset();
   ++entered_[static_cast<size_t>(state)];
   changed_.NotifyAll();
 }

@@ -32,9 +32,11 @@ struct GuestFaults {
   std::atomic<bool> resume_fails{false};
   std::atomic<bool> start_fails{false};
   std::atomic<bool> store_fails{false};
-  // Suspend(), Resume(), Capture() and Store() take as long, unless stopped.
+  // Suspend(), Resume(), Capture(), Settle() and Store() take as long, unless
+  // stopped.
   std::atomic<int> delay_ms{0};
   std::atomic<int> suspends{0}, resumes{0}, starts{0}, captures{0};
+  std::atomic<int> settles{0}, settled{0};  // Began, ended.
 };
 
 // A guest's memory: what a test puts there. Of its disk there is a file "disk"
@@ -181,6 +183,11 @@ class ProcessGuest final : public runtime::Guest {
     }
     ::kill(agent_->pid(), SIGCONT);
     return absl::OkStatus();
+  }
+  void Settle() override {
+    ++faults_->settles;
+    static_cast<void>(Delay(*faults_, {}, {}));
+    ++faults_->settled;
   }
   absl::StatusOr<std::shared_ptr<runtime::CapturedGuest>> Capture(
       runtime::CaptureUse /*use*/, const agent::CallLimits& limits) override {

@@ -1,3 +1,5 @@
+#include <signal.h>
+
 #include <catch2/catch.hpp>
 #include <chrono>
 #include <filesystem>
@@ -155,6 +157,53 @@ TEST_CASE("A suspend when idle that fails is told, and tried again") {
   CHECK_THAT(reason, Catch::Contains("disk full"));
   host.faults().suspend_fails = false;
   CHECK(FallsAsleep(vm));
+}
+
+// Whether `count` copies were settled, and a while later no more.
+bool AreSettled(const testing::GuestFaults& faults, int count) {
+  const auto deadline = std::chrono::steady_clock::now() + kMuchLater;
+  while (faults.settled < count &&
+         std::chrono::steady_clock::now() < deadline) {
+    std::this_thread::sleep_for(1ms);
+  }
+  std::this_thread::sleep_for(1s);
+  return faults.settles == count && faults.settled == count;
+}
+
+TEST_CASE("A copy that rests gives back what it need not have, once") {
+  TestHost host;
+  SECTION("each of them") {
+    const MicroVM vm = host.Run({});
+    CHECK(AreSettled(host.faults(), 1));
+    const auto forks = vm.Fork(2);
+    REQUIRE(forks.ok());
+    CHECK(AreSettled(host.faults(), 3));
+  }
+  SECTION("not while it is in use") {
+    const MicroVM vm = host.Run({});
+    {
+      const auto process = vm.Start(Shell("sleep 1000"));
+      REQUIRE(process.ok());
+      std::this_thread::sleep_for(1500ms);
+      CHECK(host.faults().settles == 0);
+      CHECK((*process)->Signal(SIGKILL).ok());
+      CHECK((*process)->Wait().ok());
+    }
+    CHECK(AreSettled(host.faults(), 1));
+  }
+  SECTION("not once it slept") {
+    const MicroVM vm = host.Run({});
+    REQUIRE(vm.Suspend().ok());
+    REQUIRE(vm.Resume().ok());
+    CHECK(AreSettled(host.faults(), 0));
+  }
+  SECTION("to its end, when the machine ends meanwhile") {
+    host.faults().delay_ms = 500;
+    const MicroVM vm = host.Run({});
+    while (host.faults().settles == 0) std::this_thread::sleep_for(1ms);
+    REQUIRE(vm.Terminate().ok());
+    CHECK(host.faults().settled == 1);
+  }
 }
 
 TEST_CASE("OnRelease::kSuspend suspends when the last handle goes") {
