@@ -231,7 +231,7 @@ tests "release tests without io_uring" release -L "$native" \
 wrapper=()
 tests "emulated host" release -L '^emulated$'
 if check "fetch a stock kernel" stock_kernel; then
-  wrapper=(tests/emulated_host/run.sh --if-needed --timeout 2400
+  wrapper=(tests/emulated_host/run.sh --if-needed --timeout 2400 --no-flush
     --out "$results" --env "CATNAP_STOCK_KERNEL=$stock_kernel/bzImage"
     --env "CATNAP_STOCK_MODULES=$stock_kernel/modules.cpio" --)
   tests "Linux guests" release -L "$guests"

@@ -3,7 +3,7 @@
 # (AMD SVM with nested paging, in software), with this machine's files.
 #
 #   tests/emulated_host/run.sh [--timeout SECONDS] [--out DIR]...
-#     [--env NAME=VALUE]... [--if-needed] [--cpus N] [--memory MIB]
+#     [--env NAME=VALUE]... [--if-needed] [--cpus N] [--memory MIB] [--no-flush]
 #     -- CMD ARG...
 #
 # README.md beside this file says what the command finds. Exit status: the
@@ -24,6 +24,7 @@ memory=6144
 outs=()
 environment=()
 if_needed=
+cache=writeback
 while (($# > 0)); do
   case $1 in
     --timeout | --out | --env | --cpus | --memory)
@@ -39,6 +40,10 @@ while (($# > 0)); do
       ;;
     --if-needed)
       if_needed=1
+      shift
+      ;;
+    --no-flush)
+      cache=unsafe
       shift
       ;;
     --)
@@ -157,9 +162,9 @@ devices=(
   -fw_cfg name=opt/catnap/command,file=/proc/self/fd/3
   -fsdev "local,id=root,path=/,security_model=none,readonly=on,multidevs=remap"
   -device virtio-9p-pci,fsdev=root,mount_tag=root
-  -drive if=none,id=ext4,file=/proc/self/fd/4,format=raw,discard=unmap
+  -drive "if=none,id=ext4,file=/proc/self/fd/4,format=raw,discard=unmap,cache=$cache"
   -device virtio-blk-pci,drive=ext4
-  -drive if=none,id=xfs,file=/proc/self/fd/5,format=raw,discard=unmap
+  -drive "if=none,id=xfs,file=/proc/self/fd/5,format=raw,discard=unmap,cache=$cache"
   -device virtio-blk-pci,drive=xfs
   -device virtio-serial-pci
   -chardev file,id=out,path=/proc/self/fd/8
