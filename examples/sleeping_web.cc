@@ -47,7 +47,11 @@ catnap::ImageSpec WebImage(const std::filesystem::path& tar) {
   catnap::ImageSpec spec = catnap::ImageSpec::FromTar("web", tar);
   spec.memory_bytes = uint64_t{512} << 20;
   spec.entrypoint = {"gunicorn"};
-  spec.command = {"--chdir", "/srv/web", "--bind", "127.0.0.1:8080", "app:app"};
+  // Without a timeout: gunicorn measures its workers' silence by the time of
+  // day, takes a machine's sleep for it, and kills them in the middle of a
+  // request.
+  spec.command = {"--chdir",   "/srv/web", "--bind", "127.0.0.1:8080",
+                  "--timeout", "0",        "app:app"};
   // gunicorn listens before it has loaded the application: what counts is its
   // first answer. Each machine of the image goes on from there.
   spec.ready.port = kWebPort;
