@@ -106,8 +106,8 @@ TEST_CASE("Forks that rest give back the memory that they did not change") {
   const auto forks = parent->Fork(kForks);
   INFO(forks.status().ToString());
   REQUIRE(forks.ok());
-  const int64_t before_kib = GuestsOwnKib();
   // Their first half second is not over.
+  const int64_t before_kib = GuestsOwnKib();
   std::this_thread::sleep_for(kSettled);
   const int64_t after_kib = GuestsOwnKib();
   CAPTURE(before_kib, after_kib);
